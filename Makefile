@@ -1,0 +1,34 @@
+# The few commands of this project; README.md says when to use which.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help venv check format unit test demo bench lock
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+venv: $(VENV)/.done ## the development environment
+
+$(VENV)/.done: requirements-dev.txt
+	@echo "==> development environment in $(VENV) (about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=…"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq; apt-get install -y -qq python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+check: venv ## ruff, ruff format, pyright and the unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest tests/unit
+
+format: venv ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## pin the requirements anew
+	for f in requirements requirements-authenticator requirements-dev; do \
+	  uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-header --no-emit-index-url \
+	    --annotation-style line $$f.in -o $$f.txt; done
