@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags .ci/run
 
-.PHONY: help venv check format unit test demo bench lock
+.PHONY: help venv check format unit testbed test demo lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -12,21 +13,31 @@ venv: $(VENV)/.done ## the development environment
 
 $(VENV)/.done: requirements-dev.txt
 	@echo "==> development environment in $(VENV) (about a minute)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=…"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; name one with PYTHON=…"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq; apt-get install -y -qq python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-check: venv ## ruff, ruff format, pyright and the unit tests
+check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/pyright
 	$(BIN)/pytest tests/unit
 
 format: venv ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+testbed: venv ## install and build the real parts that the demo and the tests need (root; once)
+	testbed/setup
+
+test: check testbed ## every test that can run here (root)
+	$(BIN)/pytest tests/functional tests/machine tests/integration
+
+demo: testbed ## the main job from end to end on real parts, told step by step (root)
+	$(BIN)/python -m testbed demo
 
 lock: ## pin the requirements anew
 	for f in requirements requirements-authenticator requirements-dev; do \
