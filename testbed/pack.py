@@ -1,0 +1,265 @@
+"""Pack the charm for the test bed: charmcraft in destructive mode, on this very system and for its Python.
+
+    python3 -m testbed.pack            pack (or find in the cache), check, print the path
+    python3 -m testbed.pack --check F  only check that a packed charm has what it needs and nothing else
+
+charmcraft packs in destructive mode only where the host calls itself the Ubuntu of charmcraft.yaml. Where it is
+another Debian, it runs in a mount namespace of its own with an os-release that says Ubuntu 22.04; nothing outside that
+namespace sees it. What comes out holds wheels for **this** Python and is for the test bed alone: the artefact that is
+released is made by ``charmcraft pack`` on Ubuntu.
+
+Not here: the development environment (make venv), and everything else of the test bed (testbed/setup).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+CHARMCRAFT = "4.5.0"
+PIP = "25.3"
+"""charmcraft's own way to a newer pip than Ubuntu's is a download from a fixed address; this one comes by the usual way."""
+INPUTS = ("charmcraft.yaml", "metadata.yaml", "config.yaml", "actions.yaml", "LICENSE", "requirements.txt",
+          "requirements-authenticator.txt", "src", "templates")  # fmt: skip
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""The distribution's: python3-apt is made for it, and a charm's hooks run on it."""
+MEMBERS = ("dispatch", "metadata.yaml", "config.yaml", "actions.yaml", "manifest.yaml", "src/charm.py",
+           "src/apiserver/__init__.py", "authenticator/keystone-authenticator",
+           "authenticator/lib/keystone_authenticator/__main__.py")  # fmt: skip
+"""Without any one of these the packed charm cannot work."""
+EXECUTABLE = ("dispatch", "src/charm.py", "authenticator/keystone-authenticator")
+TOP_LEVEL = {"dispatch", "hooks", "metadata.yaml", "config.yaml", "actions.yaml", "manifest.yaml", "LICENSE", "README.md",
+             "icon.svg", "src", "venv", "templates", "authenticator", "lib"}  # fmt: skip
+"""All that a packed charm may have at its top."""
+
+
+class PackError(Exception):
+    """Packing failed, or what was packed is not fit; the message says what and where to look."""
+
+
+def cache() -> Path:
+    """Return the cache folder of packed charms and of charmcraft itself."""
+    base = os.environ.get("KUBERNETES_KEYSTONE_CACHE") or Path.home() / ".cache" / "kubernetes-keystone"
+    return Path(base) / "pack"
+
+
+def pack() -> Path:
+    """Pack the charm of this checkout, or find it in the cache, and check it.
+
+    Returns:
+        The path of the packed charm, named after a hash of all that went into it.
+
+    Raises:
+        PackError: packing failed (the log's path is in the message), or the check found something.
+    """
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / "lock"):
+        target = folder / f"kubernetes-keystone-{_hash()[:16]}.charm"
+        _say("a test-bed pack, for this system's Python; the artefact that is released is packed by charmcraft on Ubuntu")
+        if target.exists():
+            _say(f"unchanged since it was packed: {target}")
+            return target
+        started = time.monotonic()
+        _say("packing the charm with charmcraft (usually 1 to 2 minutes, the first time 3)")
+        charmcraft = _charmcraft(folder)
+        with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as work:
+            packed = _run_charmcraft(charmcraft, _copy_inputs(Path(work) / "kubernetes-keystone"), folder / "pack.log")
+            _raise_for(problems(packed))
+            packed.replace(target)
+        for old in sorted(folder.glob("kubernetes-keystone-*.charm"), key=lambda path: path.stat().st_mtime)[:-5]:
+            old.unlink()
+        _say(f"packed in {time.monotonic() - started:.0f} s: {target} ({target.stat().st_size / 1e6:.1f} MB)")
+        return target
+
+
+def problems(charm: Path) -> list[str]:
+    """Say what a packed charm lacks and what it should not have; an empty list is a good charm.
+
+    It is unpacked, the charm's modules and the authenticator are started from it with nothing else importable.
+    """
+    found: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="charm-check-") as scratch:
+        tree = Path(scratch)
+        unpack(charm, tree)
+        found += [f"{name} is missing" for name in MEMBERS if not (tree / name).is_file()]
+        found += [f"{name} is not executable" for name in EXECUTABLE
+                  if (tree / name).is_file() and not os.access(tree / name, os.X_OK)]  # fmt: skip
+        found += [f"templates/{path.relative_to(PROJECT / 'templates')} is missing" for path in _files("templates")
+                  if not (tree / path.relative_to(PROJECT)).is_file()]  # fmt: skip
+        found += [f"{path.name} should not be in a charm" for path in sorted(tree.iterdir()) if path.name not in TOP_LEVEL]
+        found += [f"{path.relative_to(tree)} should not be in a charm" for part in ("src", "templates")
+                  for path in (tree / part).rglob("*") if path.name in {"__pycache__", ".git", "tests"}]  # fmt: skip
+        found += [f"{name} is in src/, but is not the charm's" for name in ("keystone_authenticator", "kubectl_keystone_auth")
+                  if (tree / "src" / name).exists()]  # fmt: skip
+        if not found:
+            alone = f"import sys; sys.path[:0] = [{str(tree / 'src')!r}, {str(tree / 'venv')!r}]; import charm"
+            found += _fails("the charm's modules", ["-I", "-S", "-c", alone])
+            found += _fails("the authenticator", ["-I", "-S", str(tree / "authenticator/keystone-authenticator"), "--version"])
+    return found
+
+
+def unpack(charm: Path, folder: Path) -> None:
+    """Unpack a charm as Juju does: modes and symbolic links kept."""
+    with zipfile.ZipFile(charm) as archive:
+        for member in archive.infolist():
+            mode = member.external_attr >> 16
+            path = folder / member.filename
+            if mode & 0o170000 == 0o120000:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(archive.read(member).decode())
+                continue
+            archive.extract(member, folder)
+            if mode & 0o777:
+                path.chmod(mode & 0o777)
+
+
+def _fails(what: str, arguments: list[str]) -> list[str]:
+    python = SYSTEM_PYTHON if Path(SYSTEM_PYTHON).exists() else sys.executable
+    done = subprocess.run([python, "-B", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return [] if done.returncode == 0 else [f"{what} do(es) not start from the packed charm alone: {done.stderr.strip()}"]
+
+
+def _raise_for(found: list[str]) -> None:
+    if found:
+        raise PackError("the packed charm is not fit:\n  " + "\n  ".join(found))
+
+
+def _files(name: str) -> list[Path]:
+    path = PROJECT / name
+    if path.is_file():
+        return [path]
+    return sorted(item for item in path.rglob("*") if item.is_file() and "__pycache__" not in item.parts)
+
+
+def _hash() -> str:
+    digest = hashlib.sha256(f"{CHARMCRAFT} {PIP} {_python_version()} {platform.machine()}".encode())
+    for path in (Path(__file__), *(path for name in INPUTS for path in _files(name))):
+        digest.update(f"{path.name}\0{path.stat().st_mode:o}\0{path.stat().st_size}\0".encode())
+        digest.update(str(path.relative_to(PROJECT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _python_version() -> str:
+    return subprocess.run([SYSTEM_PYTHON, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _copy_inputs(tree: Path) -> Path:
+    for name in INPUTS:
+        for path in _files(name):
+            target = tree / path.relative_to(PROJECT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    return tree
+
+
+def _charmcraft(folder: Path) -> Path:
+    """Install charmcraft into the cache (its own environment, which sees the system's python3-apt)."""
+    if os.geteuid() != 0:
+        raise PackError("packing in destructive mode needs root (a mount namespace, build packages): run it as root")
+    missing = [name for name, test in (("python3-apt", "apt_pkg"), ("python3-venv", "ensurepip"))
+               if subprocess.run([SYSTEM_PYTHON, "-c", f"import {test}"], capture_output=True, check=False).returncode]  # fmt: skip
+    if missing:
+        _say(f"installing {', '.join(missing)}")
+        _run(["apt-get", "update", "-qq"], folder / "apt.log")
+        _run(["apt-get", "install", "-y", "-qq", *missing], folder / "apt.log", {"DEBIAN_FRONTEND": "noninteractive"})
+    home = folder / f"charmcraft-{CHARMCRAFT}-{_python_version().split()[1]}"
+    program = home / "bin" / "charmcraft"
+    if not (home / ".done").exists():
+        _say(f"installing charmcraft {CHARMCRAFT} into the cache (about 30 s)")
+        shutil.rmtree(home, ignore_errors=True)
+        _run([SYSTEM_PYTHON, "-m", "venv", "--system-site-packages", str(home)], folder / "charmcraft.log")
+        _run([str(home / "bin" / "pip"), "install", "--quiet", f"charmcraft=={CHARMCRAFT}"], folder / "charmcraft.log")
+        (home / ".done").touch()
+    return program
+
+
+def _run_charmcraft(charmcraft: Path, tree: Path, log: Path) -> Path:
+    """Run charmcraft on a copy of the sources; return the charm it packed."""
+    work = tree.parent
+    system = _os_release(Path("/etc/os-release").read_text(encoding="utf-8"))
+    release = system.get("VERSION_ID", "")
+    disguise = ""
+    if system.get("ID") != "ubuntu" or release not in {"22.04", "24.04"}:
+        release = "22.04"
+        (work / "os-release").write_text(f'ID=ubuntu\nID_LIKE=debian\nNAME="Ubuntu"\nVERSION_ID="{release}"\n'
+                                         'VERSION_CODENAME=jammy\nPRETTY_NAME="Ubuntu (test bed)"\n', encoding="utf-8")  # fmt: skip
+        disguise = f"mount --bind {shlex.quote(str(work / 'os-release'))} /etc/os-release && "
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    # The python3 that charmcraft finds: the distribution's, but with a pip that charmcraft takes as it is.
+    shim = work / "bin" / "python3"
+    shim.parent.mkdir()
+    shim.write_text(
+        f"#!/bin/sh\n{SYSTEM_PYTHON} \"$@\" || exit\n"
+        f'case "$1 $2" in "-m venv") exec "$3/bin/pip" install --quiet pip=={PIP} ;; esac\n',
+        encoding="utf-8",
+    )
+    shim.chmod(0o755)
+    command = f"{shlex.quote(str(charmcraft))} pack --destructive-mode --verbosity=debug --platform=ubuntu@{release}:{architecture}"
+    path = f"{shim.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    _run(["unshare", "--mount", "--propagation", "private", "sh", "-c", disguise + "exec " + command], log,
+         {"PATH": path, "XDG_STATE_HOME": str(work / "state"), "XDG_CACHE_HOME": str(work / "cache")}, cwd=tree)  # fmt: skip
+    packed = list(tree.glob("*.charm"))
+    if len(packed) != 1:
+        raise PackError(f"charmcraft ended well but left {len(packed)} charms in {tree}; its log: {log}")
+    return packed[0]
+
+
+def _os_release(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {key: "".join(shlex.split(value)) for key, _, value in pairs}
+
+
+def _run(command: list[str], log: Path, environment: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    with log.open("wb") as output:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=cwd,
+                              env={**os.environ, **(environment or {})}, check=False, timeout=1800)  # fmt: skip
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise PackError(f"{command[0]} failed ({done.returncode}); the whole log is {log}; its end:\n{tail}")
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    print(f"pack: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m testbed.pack", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", type=Path, metavar="CHARM", help="only check a packed charm")
+    arguments = parser.parse_args()
+    try:
+        if arguments.check:
+            _raise_for(problems(arguments.check))
+            _say(f"{arguments.check} has what it needs and nothing else")
+        else:
+            print(pack())
+    except PackError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
