@@ -1,0 +1,59 @@
+"""Where the API server keeps its flags: find the place, put ours in, prove that it works, take them out again.
+
+This package owns our flags on the API server and nothing else: it does not know the charm, Keystone or the
+authenticator. What it needs of them comes in by value (`Desired`) or as a callable (`probe`, `announce`).
+
+    detect("auto")     which kind of cluster this machine belongs to: one module a layout, see `layouts.py`
+    wired()            the layout that our files are in, whatever has become of it since: for `remove`
+    check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
+    chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
+    apply(...)         trial, restart, verify, confirm; on failure everything is put back
+    remove(...)        byte for byte as it was
+    state(...)         what is in force, for the status
+
+Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script before each start of the API
+server (`templates/apiserver/apiserver-flags`) and the one file that it obeys (`wanted.py`).
+"""
+
+from apiserver.layouts import detect, wired
+from apiserver.model import (
+    Ambiguous,
+    ApplyFailed,
+    Conflict,
+    Desired,
+    Flag,
+    Kind,
+    Layout,
+    NotFound,
+    NotReady,
+    Patience,
+    Place,
+    State,
+    Unknown,
+    WiringError,
+)
+from apiserver.wiring import apply, chain, check, remove, state
+
+__all__ = [
+    "Ambiguous",
+    "ApplyFailed",
+    "Conflict",
+    "Desired",
+    "Flag",
+    "Kind",
+    "Layout",
+    "NotFound",
+    "NotReady",
+    "Patience",
+    "Place",
+    "State",
+    "Unknown",
+    "WiringError",
+    "apply",
+    "chain",
+    "check",
+    "detect",
+    "remove",
+    "state",
+    "wired",
+]

@@ -1,0 +1,46 @@
+"""Charmed Kubernetes: the `kube-apiserver` snap, whose flags its control-plane charm writes whole at each of its reconciles.
+
+The snap is taken for strictly confined: apart from `/root/cdk` it can read its own data folders only, so what it shall
+read of ours lies in one of those. It needs no `--classic`, and its charm passes nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from apiserver.model import Place
+
+
+@dataclass(frozen=True)
+class Charmed:
+    """The layout `charmed`; see `model.Layout` for what the properties mean."""
+
+    place: Place
+    name: str = "charmed"
+    service: str = "snap.kube-apiserver.daemon.service"
+
+    @property
+    def args_file(self) -> Path:
+        """A flag a line, values double-quoted; `current` is a link to the snap revision's folder."""
+        return self.working_folder / "args"
+
+    @property
+    def working_folder(self) -> Path:
+        """`$SNAP_DATA`, where snapd starts a service."""
+        return self.place.root / "var/snap/kube-apiserver/current"
+
+    @property
+    def config_folder(self) -> Path:
+        """Beside what the control-plane charm keeps in `$SNAP_COMMON`, which lives through a refresh of the snap."""
+        return self.place.root / "var/snap/kube-apiserver/common/kubernetes-keystone"
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """Written by the control-plane charm, with a token of the cluster's own webhook (`uid::token`)."""
+        return self.place.root / "root/.kube/config"
+
+    @property
+    def present(self) -> bool:
+        """The unit that snapd wrote, and the flags that the control-plane charm did."""
+        return (self.place.unit_folder / self.service).exists() and self.args_file.is_file()

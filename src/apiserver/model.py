@@ -1,0 +1,220 @@
+"""The words of the wiring: flags, what is desired, where things lie, what can go wrong. No behaviour that touches the machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class WiringError(Exception):
+    """Something about the API server's flags stands in the way. The text is for the operator: what, where, what to do."""
+
+
+class NotFound(WiringError):
+    """No API server of a known kind is on this machine (yet): wait."""
+
+
+class Ambiguous(WiringError):
+    """More than one kind of API server is here: the operator has to say which one is meant."""
+
+
+class Unknown(WiringError):
+    """`api-server` names a layout that there is none of."""
+
+
+class Conflict(WiringError):
+    """What is set already would be displaced by our flags, or would keep them from ever being asked. Nothing was changed."""
+
+
+class NotReady(WiringError):
+    """The API server was not in order before we touched anything, so nothing was added. Wait, and try again."""
+
+
+class ApplyFailed(WiringError):
+    """The API server did not work with our flags; what was in force before has been put back.
+
+    `reason` is one line, `log` are the last lines of the API server's log, without anything that looks like a secret.
+    """
+
+    def __init__(self, reason: str, log: tuple[str, ...] = ()):
+        super().__init__(reason)
+        self.reason = reason
+        self.log = log
+
+
+class Flag(NamedTuple):
+    """One flag of the API server: `Flag("authorization-mode", "Webhook")` is `--authorization-mode="Webhook"`."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What the API server shall be told.
+
+    Args:
+        flags: in order, without the leading dashes. At least one is a `…-webhook-config-file` that names a file in
+            the layout's `config_folder`: by these our lines are recognised again.
+        files: the webhook kubeconfigs in `config_folder`, with certificates and keys inline; written root-only (0600).
+            Same content, same bytes: a changed byte means a restart of the API server, which reads them at its start.
+    """
+
+    flags: tuple[Flag, ...]
+    files: Mapping[Path, bytes]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over flags and files; the same wiring has the same digest."""
+        hasher = hashlib.sha256()
+        for flag in self.flags:
+            hasher.update(f"--{flag.name}={flag.value}\0".encode())
+        for path, content in sorted(self.files.items()):
+            hasher.update(f"{path}\0{hashlib.sha256(content).hexdigest()}\0".encode())
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Our own paths, all below `root` so that tests can run everything on a temporary tree.
+
+    `reader` is the group that may read the chain file: the authenticator's.
+    """
+
+    root: Path = Path("/")
+    reader: str = "kubernetes-keystone"
+
+    @property
+    def state_folder(self) -> Path:
+        """`wanted`, the lock beside it, and what was refused."""
+        return self.root / "var/lib/kubernetes-keystone"
+
+    @property
+    def wanted(self) -> Path:
+        """What the script before each start obeys (`wanted.py`)."""
+        return self.state_folder / "wanted"
+
+    @property
+    def lock(self) -> Path:
+        """Held while `wanted` or the args file is changed, by the script as well."""
+        return self.state_folder / "wanted.lock"
+
+    @property
+    def refused(self) -> Path:
+        """The wiring that failed its trial, so that it is not tried again at every hook."""
+        return self.state_folder / "refused"
+
+    @property
+    def chain_file(self) -> Path:
+        """Which token webhook our flag displaces; the authenticator reads it."""
+        return self.root / "etc/kubernetes-keystone/chained"
+
+    @property
+    def script(self) -> Path:
+        """The script before each start; outside the charm's folder, which Juju replaces and deletes."""
+        return self.root / "opt/kubernetes-keystone/apiserver-flags"
+
+    @property
+    def unit_folder(self) -> Path:
+        """Where an administrator's systemd units and drop-ins go; snapd writes its units here as well."""
+        return self.root / "etc/systemd/system"
+
+
+class Layout(Protocol):
+    """One way of running an API server as a systemd unit that reads its flags from a file."""
+
+    @property
+    def name(self) -> str:
+        """The value of the charm option `api-server` that means this layout."""
+        ...
+
+    @property
+    def place(self) -> Place:
+        """Where our own files lie."""
+        ...
+
+    @property
+    def service(self) -> str:
+        """The systemd unit, with its suffix."""
+        ...
+
+    @property
+    def args_file(self) -> Path:
+        """The file with the flags."""
+        ...
+
+    @property
+    def working_folder(self) -> Path:
+        """What a relative path in a flag is relative to."""
+        ...
+
+    @property
+    def config_folder(self) -> Path:
+        """A folder of our own, made and removed by this package, that the API server can read in spite of its confinement."""
+        ...
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """The machine's own administrator, whose token must be as good afterwards as it was before."""
+        ...
+
+    @property
+    def present(self) -> bool:
+        """Whether such an API server is installed here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, in seconds."""
+
+    already: float = 10
+    """for a server that should be in order before anything is added"""
+    ready: float = 120
+    """for `/readyz` after a restart"""
+    token: float = 30
+    """for the cluster's token after that: Charmed Kubernetes' own webhook says "no" until its secrets are loaded"""
+    restart: float = 150
+    """for `systemctl restart` itself: a draining API server takes its unit's whole stop time-out, 90 s"""
+    removal: float = 60
+    """for the server after our flags were taken out for good; being late fails nothing"""
+    between: float = 1
+    """from one attempt to the next"""
+
+
+class Kind(str, Enum):
+    """What may be the case with our flags."""
+
+    ABSENT = "absent"
+    """we have set nothing"""
+    TRIAL = "trial"
+    """set, not verified yet; a charm that was interrupted leaves this behind until its next hook"""
+    IN_FORCE = "in-force"
+    """verified, and the running server has them"""
+    PENDING = "pending"
+    """verified, and to come back with the server's next start: it is down, or was started without them"""
+    BYPASSED = "bypassed"
+    """taken out by systemd because the authenticator could not be kept running; comes back with it"""
+    FAILED = "failed"
+    """refused in a trial, or the server kept crashing with them; out until what is desired changes"""
+
+
+@dataclass(frozen=True)
+class State:
+    """What is in force, for the status.
+
+    Args:
+        kind: see `Kind`.
+        reason: one line for the operator; empty where all is well.
+        digest: of the `Desired` that this is about; None where there is none.
+        log: the API server's last lines where a trial failed.
+    """
+
+    kind: Kind
+    reason: str = ""
+    digest: str | None = None
+    log: tuple[str, ...] = field(default=())
