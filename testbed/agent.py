@@ -1,0 +1,377 @@
+"""A stand-in for Juju's unit agent: runs a packed charm's own `dispatch` on a machine as Juju would.
+
+There is no controller on the machines that this project is tested on. What is here is the outside of the charm: the
+folder it lies in, the environment of a hook, the hook tools on its PATH (hook_tools.py), the order of a subordinate's
+events, an operator's commands. Nothing of the charm is replaced. Order and environment follow Juju's documentation of
+hooks; a hook that fails puts the unit into the error state until it is run again, as Juju does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import yaml
+
+from testbed import hook_tools
+from testbed.cache import TestbedError
+
+JUJU_VERSION = "3.6.9"
+MODEL = "k8s"
+HOOK_TIMEOUT = 900.0  # seconds; Juju has none, a test must
+
+
+class Machine(Protocol):
+    """What the agent needs of a machine."""
+
+    address: str
+
+    def run(
+        self, command: Sequence[str], *, input: str | None = None, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root inside."""
+        ...
+
+    def push(self, source: Path, target: str) -> None:
+        """Copy a file or a folder into the machine, where `target` is its new path."""
+        ...
+
+
+class Status(NamedTuple):
+    """As `juju status` shows it."""
+
+    name: str
+    message: str
+
+
+class HookFailed(TestbedError):
+    """A hook ended with another code than 0; the text holds what it printed last."""
+
+
+class LogLine(NamedTuple):
+    """A line of `juju debug-log`."""
+
+    at: datetime
+    level: str
+    message: str
+
+
+@dataclass
+class ActionResult:
+    """How an action ended, as `juju run` shows it."""
+
+    status: str
+    results: dict[str, Any]
+    message: str = ""
+    log: list[str] = field(default_factory=list)
+
+
+class Unit:
+    """One unit of a subordinate charm, beside its principal's unit on one machine.
+
+    Args:
+        machine: where it runs.
+        application: the name it is deployed under.
+        endpoint: the charm's endpoint to the principal.
+        principal: the principal's unit.
+
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        application: str = "kubernetes-keystone",
+        endpoint: str = "kubernetes-master",
+        principal: str = "kubernetes-master/0",
+        number: int = 0,
+    ):
+        self.machine = machine
+        self.application = application
+        self.name = f"{application}/{number}"
+        self.endpoint = endpoint
+        self.principal = principal
+        self.status = Status("unknown", "")
+        self.history: list[Status] = []
+        self.log: list[LogLine] = []
+        self.workload_version = ""
+        self.failed_hook: tuple[str, dict[str, str]] | None = None
+        self.hooks: list[str] = []
+        self._folder = f"/var/lib/juju/agents/unit-{application}-{number}"
+        self._tools = f"/var/lib/juju/tools/unit-{application}-{number}"
+        self._charm: Path | None = None
+        self._options: dict[str, dict[str, Any]] = {}
+        self._config: dict[str, Any] = {}
+        self._related = False
+        self._model_uuid = str(uuid.uuid4())
+
+    # What an operator does
+
+    def deploy(self, charm: Path, config: Mapping[str, Any] | None = None) -> None:
+        """`juju deploy`: a subordinate has no unit until it is related, so that nothing runs yet."""
+        self._take(charm)
+        self._set(config or {})
+
+    def relate(self) -> None:
+        """`juju add-relation`: Juju makes the unit beside the principal's and runs its first hooks."""
+        self._related = True
+        self._install()
+        self.hook("install")
+        self._relation_hook("created")
+        self.hook("leader-elected")
+        self.hook("config-changed")
+        self.hook("start")
+        self._relation_hook("joined")
+        self._relation_hook("changed")
+
+    def configure(self, **options: Any) -> None:
+        """`juju config`; an underscore in a name here is a hyphen there."""
+        self._set({name.replace("_", "-"): value for name, value in options.items()})
+        if self._related:
+            self.hook("config-changed")
+
+    def reset(self, *options: str) -> None:
+        """`juju config --reset`."""
+        for option in options:
+            self._config.pop(option, None)
+        if self._related:
+            self.hook("config-changed")
+
+    def run_action(self, action: str, **params: Any) -> ActionResult:
+        """`juju run UNIT ACTION`; defaults come from actions.yaml, unknown parameters are refused."""
+        declared = self._yaml("actions.yaml").get(action)
+        if declared is None:
+            raise TestbedError(f'action "{action}" not defined on unit "{self.name}"')
+        properties: dict[str, Any] = declared.get("params", {})
+        values = {name: one["default"] for name, one in properties.items() if "default" in one}
+        given = {name.replace("_", "-"): value for name, value in params.items()}
+        if unknown := sorted(set(given) - set(properties)):
+            raise TestbedError(f"action {action}: additional property {', '.join(unknown)} is not allowed")
+        values.update(given)
+        if missing := sorted(set(declared.get("required", [])) - set(values)):
+            raise TestbedError(f"action {action}: {', '.join(missing)} is required")
+        extra = {
+            "JUJU_HOOK_NAME": "",
+            "JUJU_DISPATCH_PATH": f"actions/{action}",
+            "JUJU_ACTION_NAME": action,
+            "JUJU_ACTION_UUID": str(len(self.hooks) + 1),
+            "JUJU_ACTION_TAG": f"action-{len(self.hooks) + 1}",
+        }
+        done, effects = self._dispatch(extra, action={"name": action, "params": values})
+        result = ActionResult("completed", {})
+        for effect in effects:
+            if effect["kind"] == "action-set":
+                place = result.results
+                *folders, leaf = effect["key"].split(".")
+                for one in folders:
+                    place = place.setdefault(one, {})
+                place[leaf] = effect["value"]
+            elif effect["kind"] == "action-log":
+                result.log.append(effect["message"])
+            elif effect["kind"] == "action-fail":
+                result.status, result.message = "failed", effect["message"]
+        if done.returncode != 0:
+            result.status = "failed"
+            result.message = result.message or f"exit status {done.returncode}: {done.stderr[-2000:]}"
+        return result
+
+    def update_status(self) -> None:
+        """The hook that Juju runs every five minutes."""
+        self.hook("update-status")
+
+    def upgrade(self, charm: Path) -> None:
+        """`juju refresh`: the charm's folder is replaced."""
+        self._take(charm)
+        self._install()
+        self.hook("upgrade-charm")
+        self.hook("config-changed")
+
+    def retry(self) -> None:
+        """`juju resolve`: run the hook that failed again."""
+        if self.failed_hook is None:
+            raise TestbedError(f"{self.name} is not in an error state")
+        hook, extra = self.failed_hook
+        self.failed_hook = None
+        self.hook(hook, **extra)
+
+    def remove(self, order: Sequence[str] = ("departed", "broken", "stop", "remove")) -> None:
+        """`juju remove-relation` or `remove-application`: the last hooks, then the charm's folder goes.
+
+        Args:
+            order: the hooks to run; a unit that is forced out or an agent that died gets fewer of them.
+
+        """
+        for one in order:
+            if one in ("departed", "broken"):
+                self._relation_hook(one)
+            else:
+                self.hook(one)
+        self._related = False
+        self.machine.run(["rm", "-rf", self._folder, self._tools])
+
+    def close(self) -> None:
+        """Forget the unpacked charm on this side."""
+        if self._charm is not None:
+            shutil.rmtree(self._charm, ignore_errors=True)
+
+    def __str__(self) -> str:
+        """The unit's line of `juju status`."""
+        status = Status("error", f'hook failed: "{self.failed_hook[0]}"') if self.failed_hook else self.status
+        return f"{self.name}*  {status.name:<9} {self.machine.address}  {status.message}"
+
+    # What Juju does
+
+    def hook(self, hook: str, **extra: str) -> None:
+        """Run a hook.
+
+        Raises:
+            HookFailed: its exit code was not 0; the unit is in the error state, and only the same hook runs again.
+
+        """
+        if self.failed_hook is not None:
+            raise TestbedError(f"{self.name} is in an error state: {self.failed_hook[0]} has to be resolved first")
+        done, _ = self._dispatch({"JUJU_HOOK_NAME": hook, "JUJU_DISPATCH_PATH": f"hooks/{hook}", **extra})
+        if done.returncode != 0:
+            self.failed_hook = (hook, extra)
+            last = "\n".join(f"{line.level} {line.message}" for line in self.log[-8:])
+            raise HookFailed(f"hook {hook} of {self.name} ended with {done.returncode}\n{done.stderr[-3000:]}\n{last}")
+
+    def _relation_hook(self, kind: str) -> None:
+        extra = {
+            "JUJU_RELATION": self.endpoint,
+            "JUJU_RELATION_ID": f"{self.endpoint}:1",
+            "JUJU_REMOTE_APP": self.principal.partition("/")[0],
+        }
+        if kind in ("joined", "changed", "departed"):
+            extra["JUJU_REMOTE_UNIT"] = self.principal
+        if kind == "departed":
+            extra["JUJU_DEPARTING_UNIT"] = self.name
+        self.hook(f"{self.endpoint}-relation-{kind}", **extra)
+
+    def _dispatch(
+        self, extra: Mapping[str, str], action: dict[str, Any] | None = None
+    ) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+        """Run the charm's `dispatch` once and take in what it did."""
+        what = extra["JUJU_HOOK_NAME"] or extra["JUJU_DISPATCH_PATH"]
+        self.hooks.append(what)
+        departed = what.endswith(("-departed", "-broken"))
+        over = what in ("stop", "remove")
+        relations = [
+            {
+                "id": 1,
+                "endpoint": self.endpoint,
+                "remote_app": self.principal.partition("/")[0],
+                "remote_units": [] if departed else [self.principal],
+                "data": {self.principal: {"private-address": self.machine.address}, self.name: {}},
+            }
+        ]
+        context = {
+            "config": self._effective(),
+            "leader": True,
+            "relations": [] if over or not self._related else relations,
+            "status": list(self.status),
+            "action": action,
+            "address": self.machine.address,
+        }
+        self._write(f"{self._tools}/context.json", json.dumps(context))
+        environment = {
+            "APT_LISTCHANGES_FRONTEND": "none",
+            "CHARM_DIR": f"{self._folder}/charm",
+            "DEBIAN_FRONTEND": "noninteractive",
+            "JUJU_AGENT_SOCKET_ADDRESS": f"@{self._folder}/agent.socket",
+            "JUJU_AGENT_SOCKET_NETWORK": "unix",
+            "JUJU_API_ADDRESSES": "192.0.2.1:17070",
+            "JUJU_AVAILABILITY_ZONE": "default",
+            "JUJU_CHARM_DIR": f"{self._folder}/charm",
+            "JUJU_CONTEXT_ID": f"{self.name}-{what}-{uuid.uuid4().hex[:8]}",
+            "JUJU_MACHINE_ID": "0",
+            "JUJU_MODEL_NAME": MODEL,
+            "JUJU_MODEL_UUID": self._model_uuid,
+            "JUJU_PRINCIPAL_UNIT": self.principal,
+            "JUJU_UNIT_NAME": self.name,
+            "JUJU_VERSION": JUJU_VERSION,
+            "LANG": "C.UTF-8",
+            "PATH": f"{self._tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin",
+            "TERM": "tmux-256color",
+            **extra,
+        }
+        command = ["env", "-i", f"--chdir={self._folder}/charm"]
+        command += [f"{name}={value}" for name, value in environment.items()] + ["./dispatch"]
+        done = self.machine.run(command, check=False, timeout=HOOK_TIMEOUT)
+        effects = self._effects()
+        for effect in effects:
+            if effect["kind"] == "status" and not effect["application"]:
+                self.status = Status(effect["status"], effect["message"])
+                self.history.append(self.status)
+            elif effect["kind"] == "version":
+                self.workload_version = effect["version"]
+            elif effect["kind"] == "log":
+                self.log.append(LogLine(datetime.now(timezone.utc), effect["level"], effect["message"]))
+        return done, effects
+
+    def _effects(self) -> list[dict[str, Any]]:
+        path = f"{self._tools}/effects.jsonl"
+        text = self.machine.run(["sh", "-c", f"cat {path} 2>/dev/null; rm -f {path}"]).stdout
+        return [json.loads(line) for line in text.splitlines()]
+
+    # The charm and its configuration
+
+    def _take(self, charm: Path) -> None:
+        """Unpack the charm on this side; what it declares is read from there."""
+        self.close()
+        self._charm = Path(tempfile.mkdtemp(prefix="charm-"))
+        with zipfile.ZipFile(charm) as archive:
+            for entry in archive.infolist():
+                path = Path(archive.extract(entry, self._charm))
+                mode = entry.external_attr >> 16
+                if mode & 0o170000 == 0o120000:  # a symbolic link, which zipfile writes as a file with its target
+                    target = path.read_text()
+                    path.unlink()
+                    path.symlink_to(target)
+                elif mode:
+                    path.chmod(mode & 0o7777)
+        options = self._yaml("config.yaml").get("options", {})
+        self._options = options
+        self._config = {name: value for name, value in self._config.items() if name in options}
+
+    def _install(self) -> None:
+        assert self._charm is not None
+        self.machine.run(["sh", "-c", f"rm -rf {self._folder}/charm && mkdir -p {self._folder} {self._tools}"])
+        self.machine.push(self._charm, f"{self._folder}/charm")
+        self._write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_text())
+        links = "\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS)
+        self.machine.run(["sh", "-c", f"chmod 755 {self._tools}/hook-tool\n{links}"])
+
+    def _set(self, options: Mapping[str, Any]) -> None:
+        """Check values as the controller does before it takes them."""
+        kinds: dict[str, tuple[type, ...]] = {
+            "string": (str,), "int": (int,), "boolean": (bool,), "float": (int, float),
+        }  # fmt: skip
+        for name, value in options.items():
+            if name not in self._options:
+                raise TestbedError(f'unknown option "{name}"')
+            kind = self._options[name]["type"]
+            if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "boolean"):
+                raise TestbedError(f'option "{name}" expected {kind}, got {value!r}')
+        self._config.update(options)
+
+    def _effective(self) -> dict[str, Any]:
+        """What config-get shows: what is set, else the default; an option with neither is left out."""
+        config = {name: one["default"] for name, one in self._options.items() if one.get("default") is not None}
+        return config | self._config
+
+    def _yaml(self, name: str) -> dict[str, Any]:
+        assert self._charm is not None, "deploy first"
+        path = self._charm / name
+        return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+
+    def _write(self, path: str, text: str) -> None:
+        self.machine.run(["sh", "-c", f"cat > {path}"], input=text)
