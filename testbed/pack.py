@@ -33,17 +33,48 @@ PROJECT = Path(__file__).resolve().parent.parent
 CHARMCRAFT = "4.5.0"
 PIP = "25.3"
 """charmcraft's own way to a newer pip than Ubuntu's is a download from a fixed address; this one comes by the usual way."""
-INPUTS = ("charmcraft.yaml", "metadata.yaml", "config.yaml", "actions.yaml", "LICENSE", "requirements.txt",
-          "requirements-authenticator.txt", "src", "templates")  # fmt: skip
+INPUTS = (
+    "charmcraft.yaml",
+    "metadata.yaml",
+    "config.yaml",
+    "actions.yaml",
+    "LICENSE",
+    "requirements.txt",
+    "requirements-authenticator.txt",
+    "src",
+    "templates",
+)
 SYSTEM_PYTHON = "/usr/bin/python3"
 """The distribution's: python3-apt is made for it, and a charm's hooks run on it."""
-MEMBERS = ("dispatch", "metadata.yaml", "config.yaml", "actions.yaml", "manifest.yaml", "src/charm.py",
-           "src/apiserver/__init__.py", "authenticator/keystone-authenticator",
-           "authenticator/lib/keystone_authenticator/__main__.py")  # fmt: skip
+MEMBERS = (
+    "dispatch",
+    "metadata.yaml",
+    "config.yaml",
+    "actions.yaml",
+    "manifest.yaml",
+    "src/charm.py",
+    "src/apiserver/__init__.py",
+    "authenticator/keystone-authenticator",
+    "authenticator/lib/keystone_authenticator/__main__.py",
+)
 """Without any one of these the packed charm cannot work."""
 EXECUTABLE = ("dispatch", "src/charm.py", "authenticator/keystone-authenticator")
-TOP_LEVEL = {"dispatch", "hooks", "metadata.yaml", "config.yaml", "actions.yaml", "manifest.yaml", "LICENSE", "README.md",
-             "icon.svg", "src", "venv", "templates", "authenticator", "lib"}  # fmt: skip
+TOP_LEVEL = {
+    "dispatch",
+    "hooks",
+    "metadata.yaml",
+    "config.yaml",
+    "actions.yaml",
+    "manifest.yaml",
+    "LICENSE",
+    "README.md",
+    "icon.svg",
+    "src",
+    "venv",
+    "templates",
+    "authenticator",
+    "lib",
+}
 """All that a packed charm may have at its top."""
 
 
@@ -70,7 +101,9 @@ def pack() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / "lock"):
         target = folder / f"kubernetes-keystone-{_hash()[:16]}.charm"
-        _say("a test-bed pack, for this system's Python; the artefact that is released is packed by charmcraft on Ubuntu")
+        _say(
+            "a test-bed pack, for this system's Python; the artefact that is released is packed by charmcraft on Ubuntu"
+        )
         if target.exists():
             _say(f"unchanged since it was packed: {target}")
             return target
@@ -97,19 +130,36 @@ def problems(charm: Path) -> list[str]:
         tree = Path(scratch)
         unpack(charm, tree)
         found += [f"{name} is missing" for name in MEMBERS if not (tree / name).is_file()]
-        found += [f"{name} is not executable" for name in EXECUTABLE
-                  if (tree / name).is_file() and not os.access(tree / name, os.X_OK)]  # fmt: skip
-        found += [f"templates/{path.relative_to(PROJECT / 'templates')} is missing" for path in _files("templates")
-                  if not (tree / path.relative_to(PROJECT)).is_file()]  # fmt: skip
-        found += [f"{path.name} should not be in a charm" for path in sorted(tree.iterdir()) if path.name not in TOP_LEVEL]
-        found += [f"{path.relative_to(tree)} should not be in a charm" for part in ("src", "templates")
-                  for path in (tree / part).rglob("*") if path.name in {"__pycache__", ".git", "tests"}]  # fmt: skip
-        found += [f"{name} is in src/, but is not the charm's" for name in ("keystone_authenticator", "kubectl_keystone_auth")
-                  if (tree / "src" / name).exists()]  # fmt: skip
+        found += [
+            f"{name} is not executable"
+            for name in EXECUTABLE
+            if (tree / name).is_file() and not os.access(tree / name, os.X_OK)
+        ]
+        found += [
+            f"templates/{path.relative_to(PROJECT / 'templates')} is missing"
+            for path in _files("templates")
+            if not (tree / path.relative_to(PROJECT)).is_file()
+        ]
+        found += [
+            f"{path.name} should not be in a charm" for path in sorted(tree.iterdir()) if path.name not in TOP_LEVEL
+        ]
+        found += [
+            f"{path.relative_to(tree)} should not be in a charm"
+            for part in ("src", "templates")
+            for path in (tree / part).rglob("*")
+            if path.name in {"__pycache__", ".git", "tests"}
+        ]
+        found += [
+            f"{name} is in src/, but is not the charm's"
+            for name in ("keystone_authenticator", "kubectl_keystone_auth")
+            if (tree / "src" / name).exists()
+        ]
         if not found:
             alone = f"import sys; sys.path[:0] = [{str(tree / 'src')!r}, {str(tree / 'venv')!r}]; import charm"
             found += _fails("the charm's modules", ["-I", "-S", "-c", alone])
-            found += _fails("the authenticator", ["-I", "-S", str(tree / "authenticator/keystone-authenticator"), "--version"])
+            found += _fails(
+                "the authenticator", ["-I", "-S", str(tree / "authenticator/keystone-authenticator"), "--version"]
+            )
     return found
 
 
@@ -131,7 +181,9 @@ def unpack(charm: Path, folder: Path) -> None:
 def _fails(what: str, arguments: list[str]) -> list[str]:
     python = SYSTEM_PYTHON if Path(SYSTEM_PYTHON).exists() else sys.executable
     done = subprocess.run([python, "-B", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    return [] if done.returncode == 0 else [f"{what} do(es) not start from the packed charm alone: {done.stderr.strip()}"]
+    return (
+        [] if done.returncode == 0 else [f"{what} do(es) not start from the packed charm alone: {done.stderr.strip()}"]
+    )
 
 
 def _raise_for(found: list[str]) -> None:
@@ -168,11 +220,14 @@ def _copy_inputs(tree: Path) -> Path:
 
 
 def _charmcraft(folder: Path) -> Path:
-    """Install charmcraft into the cache (its own environment, which sees the system's python3-apt)."""
+    """Install charmcraft into the cache (its own environment, with the system's python3-apt in it)."""
     if os.geteuid() != 0:
         raise PackError("packing in destructive mode needs root (a mount namespace, build packages): run it as root")
-    missing = [name for name, test in (("python3-apt", "apt_pkg"), ("python3-venv", "ensurepip"))
-               if subprocess.run([SYSTEM_PYTHON, "-c", f"import {test}"], capture_output=True, check=False).returncode]  # fmt: skip
+    missing = [
+        name
+        for name, test in (("python3-apt", "apt_pkg"), ("python3-venv", "ensurepip"))
+        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {test}"], capture_output=True, check=False).returncode
+    ]
     if missing:
         _say(f"installing {', '.join(missing)}")
         _run(["apt-get", "update", "-qq"], folder / "apt.log")
@@ -182,8 +237,11 @@ def _charmcraft(folder: Path) -> Path:
     if not (home / ".done").exists():
         _say(f"installing charmcraft {CHARMCRAFT} into the cache (about 30 s)")
         shutil.rmtree(home, ignore_errors=True)
-        _run([SYSTEM_PYTHON, "-m", "venv", "--system-site-packages", str(home)], folder / "charmcraft.log")
+        _run([SYSTEM_PYTHON, "-m", "venv", str(home)], folder / "charmcraft.log")
         _run([str(home / "bin" / "pip"), "install", "--quiet", f"charmcraft=={CHARMCRAFT}"], folder / "charmcraft.log")
+        # Only python3-apt of the system's packages: with all of them, an older pyOpenSSL breaks charmcraft's imports.
+        for item in Path("/usr/lib/python3/dist-packages").glob("apt*"):
+            next(home.glob("lib/python3*/site-packages")).joinpath(item.name).symlink_to(item)
         (home / ".done").touch()
     return program
 
@@ -196,23 +254,30 @@ def _run_charmcraft(charmcraft: Path, tree: Path, log: Path) -> Path:
     disguise = ""
     if system.get("ID") != "ubuntu" or release not in {"22.04", "24.04"}:
         release = "22.04"
-        (work / "os-release").write_text(f'ID=ubuntu\nID_LIKE=debian\nNAME="Ubuntu"\nVERSION_ID="{release}"\n'
-                                         'VERSION_CODENAME=jammy\nPRETTY_NAME="Ubuntu (test bed)"\n', encoding="utf-8")  # fmt: skip
+        (work / "os-release").write_text(
+            f'ID=ubuntu\nID_LIKE=debian\nNAME="Ubuntu"\nVERSION_ID="{release}"\n'
+            'VERSION_CODENAME=jammy\nPRETTY_NAME="Ubuntu (test bed)"\n',
+            encoding="utf-8",
+        )
         disguise = f"mount --bind {shlex.quote(str(work / 'os-release'))} /etc/os-release && "
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     # The python3 that charmcraft finds: the distribution's, but with a pip that charmcraft takes as it is.
     shim = work / "bin" / "python3"
     shim.parent.mkdir()
     shim.write_text(
-        f"#!/bin/sh\n{SYSTEM_PYTHON} \"$@\" || exit\n"
+        f'#!/bin/sh\n{SYSTEM_PYTHON} "$@" || exit\n'
         f'case "$1 $2" in "-m venv") exec "$3/bin/pip" install --quiet pip=={PIP} ;; esac\n',
         encoding="utf-8",
     )
     shim.chmod(0o755)
     command = f"{shlex.quote(str(charmcraft))} pack --destructive-mode --verbosity=debug --platform=ubuntu@{release}:{architecture}"
     path = f"{shim.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    _run(["unshare", "--mount", "--propagation", "private", "sh", "-c", disguise + "exec " + command], log,
-         {"PATH": path, "XDG_STATE_HOME": str(work / "state"), "XDG_CACHE_HOME": str(work / "cache")}, cwd=tree)  # fmt: skip
+    _run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", disguise + "exec " + command],
+        log,
+        {"PATH": path, "XDG_STATE_HOME": str(work / "state"), "XDG_CACHE_HOME": str(work / "cache")},
+        cwd=tree,
+    )
     packed = list(tree.glob("*.charm"))
     if len(packed) != 1:
         raise PackError(f"charmcraft ended well but left {len(packed)} charms in {tree}; its log: {log}")
@@ -226,8 +291,16 @@ def _os_release(text: str) -> dict[str, str]:
 
 def _run(command: list[str], log: Path, environment: dict[str, str] | None = None, cwd: Path | None = None) -> None:
     with log.open("wb") as output:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=cwd,
-                              env={**os.environ, **(environment or {})}, check=False, timeout=1800)  # fmt: skip
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            check=False,
+            timeout=1800,
+        )
     if done.returncode != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise PackError(f"{command[0]} failed ({done.returncode}); the whole log is {log}; its end:\n{tail}")

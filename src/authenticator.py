@@ -1,0 +1,480 @@
+"""The workload: install the authenticator, tell it what to do, keep it running, ask it, take it away.
+
+It is a program of its own, shipped ready-made in the charm's folder `authenticator/`. The charm and the program meet in
+files (`settings.json`, `policy.json`), at its private listener (`/status`) and on its command line; nothing of it is
+imported here.
+
+Not here: certificates and kubeconfigs (webhook.py), the API server's flags (apiserver), an operator's own
+k8s-keystone-auth (upstream.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import requests
+
+import files
+import host
+from config import PRIVATE_PORT, CharmConfig, Listen
+from errors import Blocked, ConfigError
+from files import NAME, Places
+from webhook import Tls
+
+SOCKET = f"{NAME}.socket"
+SERVICE = f"{NAME}.service"
+LAUNCHER = "keystone-authenticator"
+HEALTH_SECONDS = 15.0
+"""From a restart, or from a file's change (2 s are promised), to the service's saying that it is in force."""
+
+
+class WorkloadError(Exception):
+    """The authenticator does not do what it is there for; the text says what, and where to look."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A service behind ours: its URL, and the file of its CA where the system's CAs are not meant."""
+
+    url: str
+    ca: Path | None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A valid policy: the bytes of policy.json, how many items it has, and what its author surely did not mean."""
+
+    content: bytes
+    rules: int
+    warnings: tuple[str, ...] = ()
+
+
+class _Part(pydantic.BaseModel, frozen=True):
+    hash: str | None = None
+    error: str | None = None
+
+
+class _PolicyPart(_Part, frozen=True):
+    rules: int = 0
+    loaded: str | None = None
+
+
+class _ChainPart(_Part, frozen=True):
+    state: str = "off"
+
+
+class Status(pydantic.BaseModel, frozen=True):
+    """What the running service says of itself (`/status`), as far as the charm needs it."""
+
+    version: str
+    policy: _PolicyPart
+    settings: _Part
+    chained: _ChainPart
+    tls: _Part
+
+
+class Miss(pydantic.BaseModel, frozen=True):
+    """An item of the policy that does not allow a request, and why."""
+
+    item: int
+    reason: str
+
+
+class Explanation(pydantic.BaseModel, frozen=True):
+    """Which item of the policy decides a request."""
+
+    allowed: bool
+    item: int | None = None
+    reason: str
+    misses: tuple[Miss, ...] = ()
+
+
+def shipped_version(places: Places) -> str:
+    """Give the version of the tree that the charm ships: the program's own and a hash over all its files."""
+    tree = places.charm / "authenticator"
+    digest = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(tree)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    own = re.search(
+        r"""__version__\s*=\s*["']([0-9A-Za-z.+-]+)["']""", _read(tree / "lib/keystone_authenticator/__init__.py")
+    )
+    if own is None:
+        raise WorkloadError(f"{tree} holds no authenticator: this charm was not packed with charmcraft.yaml's parts")
+    return f"{own.group(1)}-{digest.hexdigest()[:12]}"
+
+
+def install(places: Places) -> None:
+    """Put the shipped tree in its versioned folder, swap the link, make user and folders; keep one version before it."""
+    host.ensure_user(NAME)
+    group = host.group_id(NAME)
+    files.folder(places.opt, 0o755)
+    files.folder(places.state, 0o755)
+    files.folder(places.etc, 0o750, group)
+    files.folder(places.tls, 0o750, group)
+    version = shipped_version(places)
+    target = places.opt / version
+    if not target.exists():
+        _copy_tree(places.charm / "authenticator", target)
+    link = places.opt / "current"
+    before = os.readlink(link) if link.is_symlink() else ""
+    if before != version:
+        files.remove(places.opt / ".current")
+        (places.opt / ".current").symlink_to(version)
+        (places.opt / ".current").replace(link)
+        for old in places.opt.iterdir():
+            if (old / LAUNCHER).exists() and not old.is_symlink() and old.name not in {version, before}:
+                shutil.rmtree(old)
+
+
+def validate_policy(places: Places, text: str) -> Policy:
+    """Have the shipped authenticator check a policy.
+
+    Raises:
+        ConfigError: it is not valid; the text names line, item and reason of the first error.
+    """
+    done = _run_cli(_shipped_program(places), ["validate-policy", "-"], text)
+    if done.returncode not in {0, 1}:
+        raise WorkloadError(f"the authenticator cannot check a policy: {_last_line(done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if not answer["valid"]:
+        found = answer["errors"]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError("policy", f"{_finding(found[0])}{more}; the policy before stays in force")
+    content = json.dumps(answer["policy"], indent=1, ensure_ascii=False).encode() + b"\n"
+    return Policy(content, answer["rules"], tuple(_finding(item) for item in answer["warnings"]))
+
+
+def explain(places: Places, request: dict[str, Any]) -> Explanation:
+    """Ask the installed authenticator which item of the policy in force decides a request (fields as its CLI takes them).
+
+    Raises:
+        WorkloadError: it is not installed, or cannot tell.
+    """
+    program = places.opt / "current" / LAUNCHER
+    if not program.exists():
+        raise WorkloadError("the authenticator is not installed yet; the unit's status says why")
+    done = _run_cli([str(program)], ["explain", "--config", str(places.settings)], json.dumps(request))
+    if done.returncode != 0:
+        raise WorkloadError(f"the authenticator cannot tell: {_last_line(done.stderr)}")
+    return Explanation.model_validate_json(done.stdout)
+
+
+def write_settings(
+    places: Places,
+    config: CharmConfig,
+    tls: Tls,
+    *,
+    chained: Path | None,
+    policy: bytes | None,
+    authentication: Backend | None,
+    authorization: Backend | None,
+) -> None:
+    """Write what the authenticator reads: CA files and policy first, the settings that name them last.
+
+    Args:
+        places: where.
+        config: the options.
+        tls: the certificates.
+        chained: the chain file that the wiring writes, or None where no flag is ours (then no client certificate is
+            asked for either).
+        policy: policy.json, or None for no authorization opinion.
+        authentication: what stands behind us for tokens, or None for our own.
+        authorization: the same for access reviews.
+    """
+    group = host.group_id(NAME)
+    for path, text in ((places.keystone_ca, config.keystone_ca), (places.backend_ca, config.auth_server_ca)):
+        if text:
+            files.write(path, text.encode(), 0o640, group)
+    if policy is not None:
+        files.write(places.policy, policy, 0o640, group)
+    settings = {
+        "listen": config.listen.address,
+        "private_listen": f"127.0.0.1:{PRIVATE_PORT}",
+        "tls": {
+            "certificate": str(tls.server.certificate),
+            "key": str(tls.server.key),
+            "client_ca": str(tls.ca),
+            "require_client_certificate": chained is not None,
+        },
+        "keystone": {"url": config.keystone_url, "ca": str(places.keystone_ca) if config.keystone_ca else None},
+        "default_domain": config.default_domain,
+        "upstream_compatible": config.names_upstream_way,
+        "token_cache_ttl": config.token_cache_ttl,
+        "outage_grace": config.outage_grace,
+        "policy": None if policy is None else str(places.policy),
+        "chained": None if chained is None else str(chained),
+        "authentication_backend": _backend(authentication),
+        "authorization_backend": _backend(authorization),
+        "log_level": config.log_level,
+    }
+    files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, group)
+    for path, used in (
+        (places.keystone_ca, config.keystone_ca),
+        (places.backend_ca, config.auth_server_ca),
+        (places.policy, policy),
+    ):
+        if not used:
+            files.remove(path)
+
+
+def settings_in_force(places: Places) -> dict[str, Any]:
+    """Give the settings file's content as it was written last; nothing where there is none."""
+    try:
+        return json.loads(places.settings.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def start(places: Places, listen: Listen, *, bypass: bool) -> None:
+    """Write the units, and (re)start what runs an older program or unit; settings and policy need no restart.
+
+    Args:
+        places: where.
+        listen: the address that the socket holds.
+        bypass: whether systemd takes our flags off the API server when the service cannot be brought back.
+
+    Raises:
+        Blocked: somebody else holds a port that we need.
+        HostError: systemd refused.
+    """
+    values = {
+        "listen": listen.address,
+        "bypass": bypass,
+        "program": places.opt / "current" / LAUNCHER,
+        "settings": places.settings,
+        "user": NAME,
+    }
+    socket_unit, service_unit = (files.render(places.templates, unit, values).encode() for unit in (SOCKET, SERVICE))
+    # What the running service was started with; written after a start that went well, so that a charm that dies in
+    # between finds the restart still owed.
+    version = os.readlink(places.opt / "current")
+    fingerprint = hashlib.sha256(socket_unit + b"\0" + service_unit + b"\0" + version.encode()).hexdigest() + "\n"
+    started = places.state / "started"
+    moved = not (places.units / SOCKET).exists() or (places.units / SOCKET).read_bytes() != socket_unit
+    listening = host.is_active(SOCKET) and not moved
+    running = host.is_active(SERVICE)
+    if listening and running and _read(started) == fingerprint:
+        return
+    if not listening:
+        if running or host.is_active(SOCKET):
+            host.systemctl("stop", SERVICE, SOCKET)
+            running = False
+        _raise_if_taken(listen)
+    if not running:
+        _raise_if_taken(Listen(host="127.0.0.1", port=PRIVATE_PORT))
+    files.write(places.units / SOCKET, socket_unit, 0o644)
+    files.write(places.units / SERVICE, service_unit, 0o644)
+    host.systemctl("daemon-reload")
+    host.systemctl("enable", "--quiet", SOCKET, SERVICE)
+    with contextlib.suppress(host.HostError):
+        host.systemctl("reset-failed", SOCKET, SERVICE)
+    try:
+        host.systemctl("start", SOCKET)
+        host.systemctl("restart", SERVICE)
+    except host.HostError as error:
+        said = host.journal(SERVICE, lines=1)
+        raise WorkloadError(
+            f"the authenticator does not start: {said or error}; see journalctl -u {SERVICE}"
+        ) from error
+    files.write(started, fingerprint.encode(), 0o644)
+
+
+def status() -> Status:
+    """Ask the running service what is in force.
+
+    Raises:
+        WorkloadError: it does not answer, or not as it should.
+    """
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.get(f"http://127.0.0.1:{PRIVATE_PORT}/status", timeout=5)
+            answer.raise_for_status()
+        return Status.model_validate_json(answer.content)
+    except (requests.RequestException, pydantic.ValidationError) as error:
+        raise WorkloadError(
+            f"the authenticator does not say how it is: {error}; see journalctl -u {SERVICE}"
+        ) from error
+
+
+def wait_until_in_force(places: Places, tls: Tls | None = None, seconds: float | None = None) -> Status:
+    """Wait until the running service has read the very files that are there now, and give its status.
+
+    Raises:
+        WorkloadError: it refuses one of them, or has not read them in time.
+    """
+    want = {"settings": _hash(places.settings)}
+    if settings_in_force(places).get("policy"):
+        want["policy"] = _hash(places.policy)
+    if tls is not None:
+        want["tls"] = _hash(tls.server.certificate)
+    return _eventually(lambda: _in_force(want), HEALTH_SECONDS if seconds is None else seconds)
+
+
+def wait_until_ready(seconds: float | None = None) -> None:
+    """Wait until the service could answer every kind of review (`/readyz`).
+
+    Raises:
+        WorkloadError: with the service's own reasons.
+    """
+    _eventually(_ready, HEALTH_SECONDS if seconds is None else seconds)
+
+
+def is_installed(places: Places) -> bool:
+    """Tell whether anything of ours is on the machine."""
+    units = (SOCKET, SERVICE)
+    return any(
+        path.exists() for path in (places.etc, places.opt, places.state, *(places.units / unit for unit in units))
+    )
+
+
+def uninstall(places: Places) -> None:
+    """Stop the service and leave nothing of ours: units, folders, user and group. Safe to repeat."""
+    present = [unit for unit in (SERVICE, SOCKET) if (places.units / unit).exists()]
+    if present:
+        host.systemctl("disable", "--now", "--quiet", *present)
+        for unit in present:
+            files.remove(places.units / unit)
+        host.systemctl("daemon-reload")
+        with contextlib.suppress(host.HostError):
+            host.systemctl("reset-failed", *present)
+    for path in (places.etc, places.state, places.opt):
+        if path.exists():
+            shutil.rmtree(path)
+    host.remove_user(NAME)
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy the tree under another name and rename it, readable to all and writable to root alone, bytecode made."""
+    partial = target.with_name(f".{target.name}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (partial, *partial.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+    # The service cannot write here; without bytecode each of its starts would compile everything again.
+    python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+    subprocess.run(
+        [python, "-m", "compileall", "-q", "-j", "0", str(partial / "lib")],
+        check=False,
+        capture_output=True,
+        timeout=120,
+    )
+    partial.replace(target)
+
+
+def _shipped_program(places: Places) -> list[str]:
+    launcher = places.charm / "authenticator" / LAUNCHER
+    return [str(launcher)] if launcher.exists() else [sys.executable, "-m", "keystone_authenticator"]
+
+
+def _run_cli(program: list[str], arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    # Not the charm's own module path (the launcher takes none anyway), but for the module in a development checkout.
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": str(Path(__file__).parent)}
+    try:
+        return subprocess.run(
+            [*program, *arguments], input=text, capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkloadError(f"the authenticator's command line does not run: {error}") from error
+
+
+def _finding(item: dict[str, Any]) -> str:
+    where = [
+        f"{word} {item[key]}" for word, key in (("line", "line"), ("item", "item"), ("key", "key")) if item.get(key)
+    ]
+    return ", ".join(where) + (": " if where else "") + item["reason"]
+
+
+def _backend(backend: Backend | None) -> dict[str, str | None] | None:
+    return None if backend is None else {"url": backend.url, "ca": None if backend.ca is None else str(backend.ca)}
+
+
+def _raise_if_taken(listen: Listen) -> None:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As systemd does: connections of a moment ago do not count as somebody else's.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen.host, listen.port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise Blocked(
+                    f"cannot listen on {listen.address}: {error.strerror}; authn-server-url chooses another"
+                ) from error
+            if listen.port == PRIVATE_PORT:
+                raise Blocked(
+                    f"port {listen.port} on loopback, which the authenticator needs, is taken by another program"
+                    f" (ss -ltnp 'sport = :{listen.port}')"
+                ) from error
+            raise Blocked(
+                f"{listen.address} is taken by another program (ss -ltnp 'sport = :{listen.port}'): stop it, or"
+                f" set authn-server-url=https://127.0.0.1:PORT/webhook to move the endpoint"
+            ) from error
+
+
+def _in_force(want: dict[str, str]) -> Status:
+    now = status()
+    have: dict[str, _Part] = {"settings": now.settings, "policy": now.policy, "tls": now.tls}
+    for name, digest in want.items():
+        if have[name].error:
+            raise WorkloadError(f"the authenticator refuses its {name}: {have[name].error}")
+        if have[name].hash != digest:
+            raise WorkloadError(f"the authenticator has not read its {name} yet; see journalctl -u {SERVICE}")
+    return now
+
+
+def _ready() -> None:
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.get(f"http://127.0.0.1:{PRIVATE_PORT}/readyz", timeout=5)
+    except requests.RequestException as error:
+        raise WorkloadError(f"the authenticator does not answer: {error}") from error
+    if answer.status_code != 200:
+        raise WorkloadError("the authenticator is not ready: " + "; ".join(answer.text.split("\n")).strip("; "))
+
+
+def _eventually(attempt: Callable[[], Any], seconds: float) -> Any:
+    """Repeat until it raises no WorkloadError any more; after this time its last one stands."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return attempt()
+        except WorkloadError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.1)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "it says nothing"

@@ -1,0 +1,286 @@
+"""The charm's options, typed and checked in one place; every error names the option and the fix.
+
+Not here: whether a policy is valid (the authenticator's own command says so, see authenticator.py), whether anything
+answers at a URL, and which layouts of API servers there are (apiserver).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import ops
+import pydantic
+from cryptography import x509
+
+from errors import ConfigError
+
+DEFAULT_ENDPOINT = "https://127.0.0.1:8443/webhook"
+PRIVATE_PORT = 8444
+"""The authenticator's private listener: health and state, no tokens."""
+UPSTREAM_PORT = 8445
+"""Where an operator's own k8s-keystone-auth listens, on loopback."""
+LATER_LAYOUTS = ("canonical", "microk8s", "static-pod")
+
+
+class Listen(pydantic.BaseModel, frozen=True):
+    """Where the local endpoint is: a loopback address and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """As systemd and the authenticator take it: `127.0.0.1:8443`, `[::1]:8443`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The endpoint as the API server calls it."""
+        return f"https://{self.address}/webhook"
+
+
+def _pem(value: str) -> str:
+    """Take PEM, or base64 of PEM, and give PEM; every certificate in it must parse."""
+    if not value.strip():
+        return ""
+    text = value
+    if "-----BEGIN" not in text:
+        try:
+            text = base64.b64decode("".join(value.split()), validate=True).decode("ascii")
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            text = ""
+    if "-----BEGIN" not in text:
+        raise ValueError("is neither PEM (-----BEGIN CERTIFICATE-----) nor base64 of PEM")
+    if "PRIVATE KEY-----" in text:
+        raise ValueError(
+            "holds a private key; give the certificates alone, and think of that key as known to others now"
+        )
+    try:
+        x509.load_pem_x509_certificates(text.encode())
+    except ValueError as error:
+        raise ValueError(
+            f"holds a certificate that cannot be read ({error}); check that it was copied whole"
+        ) from error
+    return text.strip() + "\n"
+
+
+def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
+    try:
+        url = urlsplit(value)
+        port = url.port
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a URL ({error})") from error
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+    # What a URL may consist of (RFC 3986): a blank or a quote would otherwise reach a unit file.
+    if (
+        url.scheme not in schemes
+        or not url.hostname
+        or not re.fullmatch(r"[A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]+", value)
+    ):
+        raise ValueError(f"{_without_secret(value)!r} is not a URL that begins with {wanted} and names a host")
+    if url.username is not None or url.password is not None:
+        raise ValueError("must not hold a user name or password")
+    if port == 0:
+        raise ValueError(f"{value!r} names port 0")
+    return url
+
+
+def _without_secret(value: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", value)
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _server_url(value: str) -> str:
+    """Check authn-server-url and authz-server-url: https, and nothing but /webhook where they mean our endpoint."""
+    value = value.strip()
+    if not value:
+        return ""
+    url = _url(value, ("https",))
+    if _is_loopback(url.hostname):
+        if url.path not in {"", "/", "/webhook"} or url.query or url.fragment:
+            raise ValueError(f"{value!r} is on loopback, where the path is /webhook: use https://{url.netloc}/webhook")
+        if url.port is None:
+            raise ValueError(f"{value!r} names no port: use https://{url.netloc}:8443/webhook")
+        if url.port in {PRIVATE_PORT, UPSTREAM_PORT}:
+            raise ValueError(f"port {url.port} is used by the authenticator itself: choose another")
+    return value
+
+
+Pem = Annotated[str, pydantic.AfterValidator(_pem)]
+ServerUrl = Annotated[str, pydantic.AfterValidator(_server_url)]
+
+
+class CharmConfig(pydantic.BaseModel, frozen=True):
+    """The options as the rest of the charm sees them."""
+
+    keystone_insecure: bool = False
+    keystone_url: str = ""
+    keystone_ca: Pem = ""
+    k8s_keystone_auth_url: str = ""
+    k8s_keystone_auth_sha256: str = ""
+    authn_server_url: ServerUrl = ""
+    authz_server_url: ServerUrl = ""
+    auth_server_ca: Pem = ""
+    policy: str = ""
+    upstream_compatible: bool = False
+    default_domain: str = "default"
+    token_cache_ttl: Annotated[int, pydantic.Field(ge=0, le=3600)] = 60
+    outage_grace: Annotated[int, pydantic.Field(ge=0, le=86400)] = 300
+    api_server: str = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @pydantic.field_validator("keystone_url")
+    @classmethod
+    def _check_keystone_url(cls, value: str, info: pydantic.ValidationInfo) -> str:
+        value = value.strip()
+        if not value:
+            raise ValueError("is not set; juju config kubernetes-keystone keystone-url=https://HOST:5000/v3")
+        url = _url(value, ("https", "http"))
+        if url.scheme == "http" and not _is_loopback(url.hostname) and not info.data.get("keystone_insecure"):
+            raise ValueError(f"{value!r} would send tokens in clear: use https://, or set keystone-insecure=true")
+        if url.query or url.fragment:
+            raise ValueError(f"{value!r} has more than a path; it should end in /v3")
+        path = url.path.rstrip("/")
+        if path.endswith("/v2.0"):
+            raise ValueError(f"{value!r} is the Identity API v2.0: use the v3 one, which ends in /v3")
+        return url._replace(path=path if path.endswith("/v3") else f"{path}/v3").geturl()
+
+    @pydantic.field_validator("k8s_keystone_auth_url")
+    @classmethod
+    def _check_download_url(cls, value: str) -> str:
+        value = value.strip()
+        if value.startswith(("file://", "oci://")):
+            raise ValueError(f"{value.partition(':')[0]}:// is not supported by this version yet: use https://")
+        if value:
+            _url(value, ("https",))
+        return value
+
+    @pydantic.field_validator("k8s_keystone_auth_sha256")
+    @classmethod
+    def _check_sha256(cls, value: str) -> str:
+        value = value.strip().lower().removeprefix("sha256:")
+        if value and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError("is not a SHA-256 checksum: 64 hexadecimal digits, as sha256sum prints them")
+        return value
+
+    @pydantic.field_validator("default_domain")
+    @classmethod
+    def _check_domain(cls, value: str) -> str:
+        value = value.strip()
+        if not value:
+            raise ValueError("is empty; it is the ID of a Keystone domain, usually default (openstack domain list)")
+        if len(value) > 64:
+            raise ValueError(f"{value[:64]!r}… is longer than a domain's ID can be (64)")
+        return value
+
+    @pydantic.field_validator("api_server")
+    @classmethod
+    def _check_api_server(cls, value: str) -> str:
+        if value in LATER_LAYOUTS:
+            raise ValueError(f"{value} is not supported by this version yet: use auto, charmed or manual")
+        if value not in {"auto", "charmed", "manual"}:
+            raise ValueError(f"{value!r} is unknown: use auto, charmed or manual")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _check_together(self) -> CharmConfig:
+        local = [
+            url
+            for url in (self.authn_server_url, self.authz_server_url)
+            if url and _is_loopback(urlsplit(url).hostname)
+        ]
+        if len({_listen(url) for url in local}) > 1:
+            raise ConfigError(
+                "authz-server-url",
+                "is on loopback as authn-server-url is, but names another host or port:"
+                " both mean the one local endpoint, so set them alike or leave one empty",
+            )
+        if self.k8s_keystone_auth_url and self.authentication_service and self.authorization_service:
+            raise ConfigError(
+                "k8s-keystone-auth-url",
+                "would never be asked: authn-server-url and authz-server-url both"
+                " name services of their own. Unset one of the three",
+            )
+        if self.k8s_keystone_auth_sha256 and not self.k8s_keystone_auth_url:
+            raise ConfigError("k8s-keystone-auth-sha256", "is set without k8s-keystone-auth-url; set both or neither")
+        return self
+
+    @property
+    def listen(self) -> Listen:
+        """Where the local endpoint is to be."""
+        for url in (self.authn_server_url, self.authz_server_url):
+            if url and _is_loopback(urlsplit(url).hostname):
+                return _listen(url)
+        return _listen(DEFAULT_ENDPOINT)
+
+    @property
+    def authentication_service(self) -> str | None:
+        """Somebody else's service for tokens, which stands behind our endpoint."""
+        return _foreign(self.authn_server_url)
+
+    @property
+    def authorization_service(self) -> str | None:
+        """Somebody else's service for access reviews, which stands behind our endpoint."""
+        return _foreign(self.authz_server_url)
+
+    @property
+    def names_upstream_way(self) -> bool:
+        """Whether names are upstream's: asked for, or implied by a service whose answers name no domains (decision 2)."""
+        return self.upstream_compatible or self.implies_upstream_names
+
+    @property
+    def implies_upstream_names(self) -> bool:
+        """Whether another service than the built-in authenticator is behind the endpoint."""
+        return bool(self.k8s_keystone_auth_url or self.authentication_service or self.authorization_service)
+
+    @property
+    def authorization(self) -> bool:
+        """Whether the API server shall ask us about access."""
+        return bool(self.policy.strip()) or self.authorization_service is not None
+
+    @property
+    def keystone_in_clear(self) -> bool:
+        """Whether tokens cross a network unencrypted, which the status has to keep saying."""
+        url = urlsplit(self.keystone_url)
+        return url.scheme == "http" and not _is_loopback(url.hostname)
+
+
+def load(charm: ops.CharmBase) -> CharmConfig:
+    """Read and check all options.
+
+    Raises:
+        ConfigError: the first option that cannot be used, and how many more there are.
+    """
+    try:
+        return charm.load_config(CharmConfig)
+    except pydantic.ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        option = str(found[0]["loc"][0]).replace("_", "-") if found[0]["loc"] else "config"
+        cause = found[0].get("ctx", {}).get("error")
+        problem = str(cause) if isinstance(cause, ValueError) else found[0]["msg"]
+        if len(found) > 1:
+            problem += f" (and {len(found) - 1} more: {', '.join(str(item['loc'][0]).replace('_', '-') for item in found[1:])})"
+        raise ConfigError(option, problem) from None
+
+
+def _listen(url: str) -> Listen:
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else str(parts.hostname)
+    return Listen(host=host, port=parts.port or 443)
+
+
+def _foreign(url: str) -> str | None:
+    return url if url and not _is_loopback(urlsplit(url).hostname) else None

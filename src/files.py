@@ -1,0 +1,150 @@
+"""Where everything lies on the machine, and how a file is written: whole, atomically, and only when it changes.
+
+Not here: what the files say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+NAME = "kubernetes-keystone"
+"""Of the application, its system user and group, its units and its folders."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """All paths of ours, below one root so that tests can run everything on a temporary tree.
+
+    Args:
+        root: the machine's root folder.
+        charm: the charm's own folder, which Juju replaces at an upgrade and deletes at the end.
+    """
+
+    root: Path = Path("/")
+    charm: Path = Path(__file__).resolve().parent.parent
+
+    @property
+    def etc(self) -> Path:
+        """Settings, policy, certificates: root:kubernetes-keystone 0750."""
+        return self.root / "etc" / NAME
+
+    @property
+    def tls(self) -> Path:
+        """The CA of this unit and what it signed."""
+        return self.etc / "tls"
+
+    @property
+    def settings(self) -> Path:
+        """What the authenticator is told."""
+        return self.etc / "settings.json"
+
+    @property
+    def policy(self) -> Path:
+        """The policy as it was validated."""
+        return self.etc / "policy.json"
+
+    @property
+    def keystone_ca(self) -> Path:
+        """The CA of Keystone's certificate, where one is set."""
+        return self.etc / "keystone-ca.pem"
+
+    @property
+    def backend_ca(self) -> Path:
+        """The CA of somebody else's service behind ours (auth-server-ca)."""
+        return self.etc / "auth-server-ca.pem"
+
+    @property
+    def state(self) -> Path:
+        """What was recorded, downloads, and what the wiring keeps."""
+        return self.root / "var/lib" / NAME
+
+    @property
+    def opt(self) -> Path:
+        """The installed programs."""
+        return self.root / "opt" / NAME
+
+    @property
+    def units(self) -> Path:
+        """Where an administrator's systemd units go."""
+        return self.root / "etc/systemd/system"
+
+    @property
+    def templates(self) -> Path:
+        """The charm's templates."""
+        return self.charm / "templates"
+
+
+def write(path: Path, content: bytes, mode: int, group: int | None = None) -> bool:
+    """Write a file whole under a temporary name and rename it, but only when content, mode or group would change.
+
+    Args:
+        path: where; its folder must exist.
+        content: all of it.
+        mode: permission bits, whatever the umask says.
+        group: the group's ID; None leaves root's (the writer's own).
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        OSError: no space, no such folder; the old file is untouched then.
+    """
+    group = os.getegid() if group is None else group
+    with contextlib.suppress(FileNotFoundError):
+        have = path.lstat()
+        same = (have.st_mode & 0o777777, have.st_uid, have.st_gid) == (0o100000 | mode, os.geteuid(), group)
+        if same and path.read_bytes() == content:
+            return False
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchown(stream.fileno(), -1, group)
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return True
+
+
+def folder(path: Path, mode: int, group: int | None = None) -> None:
+    """Make a folder, and its parents, with this mode and group; one that is there gets them."""
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, -1, os.getegid() if group is None else group)
+    path.chmod(mode)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file or link if it is there; return whether it was."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def render(templates: Path, name: str, values: Mapping[str, Any]) -> str:
+    """Render a template; a value that it names and nobody gives is an error.
+
+    In a YAML or JSON template every value goes through the `tojson` filter, which makes it one safe scalar.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - units and kubeconfigs, not HTML
+    )
+    return environment.get_template(name).render(values)

@@ -1,0 +1,213 @@
+"""The local endpoint's certificates, and the kubeconfigs by which an API server reaches it.
+
+A CA of this unit's own signs the endpoint's certificate, one for an upstream authenticator behind it, and the API
+server's client certificate. Whatever is missing, broken, about to expire or made for another address is made anew.
+
+Not here: which flags name the kubeconfigs (apiserver), and who serves the endpoint (authenticator.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+import files
+from config import Listen
+from files import Places
+
+CA_DAYS = 3653
+LEAF_DAYS = 731
+RENEW_DAYS = 30
+"""A certificate with less life left than this is made anew."""
+_NAMES = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key, as files."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The TLS material of this unit.
+
+    Args:
+        ca: the CA's certificate (its key stays with root).
+        server: of the endpoint, readable by the service.
+        upstream: of an upstream authenticator behind it, readable by the service.
+        client: of the API server, root's alone.
+    """
+
+    ca: Path
+    server: Pair
+    upstream: Pair
+    client: Pair
+
+
+def ensure_tls(places: Places, listen: Listen, group: int, now: datetime.datetime | None = None) -> Tls:
+    """Make what is missing or no longer good of the certificates; do nothing where all is well.
+
+    Args:
+        places: where; the folder `places.tls` must exist.
+        listen: the endpoint's address, which its certificate must name.
+        group: the ID of the service's group.
+        now: the time, for tests.
+    """
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    authority = _load(_pair(places, "ca"))
+    if authority is None or _expires(authority, now):
+        authority = _issue("kubernetes-keystone CA", None, (), now)
+        _save(_pair(places, "ca"), authority, key_mode=0o600, group=group)
+    names = tuple(dict.fromkeys((*_NAMES, listen.host)))
+    for name, subject, hosts, mode in (
+        ("server", "kubernetes-keystone", names, 0o640),
+        ("upstream", "k8s-keystone-auth", _NAMES, 0o640),
+        ("client", "kubernetes-keystone:kube-apiserver", (), 0o600),
+    ):
+        have = _load(_pair(places, name))
+        if have is None or _expires(have, now) or not _signed_by(have, authority) or not _covers(have, hosts):
+            have = _issue(subject, authority, hosts, now)
+        _save(_pair(places, name), have, key_mode=mode, group=group)
+    return Tls(
+        _pair(places, "ca").certificate, _pair(places, "server"), _pair(places, "upstream"), _pair(places, "client")
+    )
+
+
+def kubeconfig(places: Places, tls: Tls, listen: Listen, *, with_client: bool) -> bytes:
+    """Render the kubeconfig of the webhook, everything inline; the same material gives the same bytes.
+
+    Args:
+        places: where the templates are.
+        tls: from `ensure_tls`.
+        listen: the endpoint.
+        with_client: whether the API server shows a client certificate; not where the text passes through other hands.
+    """
+    values = {
+        "server": listen.url,
+        "ca": _base64(tls.ca),
+        "certificate": _base64(tls.client.certificate) if with_client else "",
+        "key": _base64(tls.client.key) if with_client else "",
+    }
+    return files.render(places.templates, "webhook-kubeconfig.yaml", values).encode()
+
+
+def without_key(text: str) -> str:
+    """Give a kubeconfig's text with the private key left out, to be shown."""
+    return re.sub(r'(client-key-data: )"[^"]*"', r"\1<not shown>", text)
+
+
+@dataclass(frozen=True)
+class _Issued:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def _pair(places: Places, name: str) -> Pair:
+    return Pair(places.tls / f"{name}.crt", places.tls / f"{name}.key")
+
+
+def _load(pair: Pair) -> _Issued | None:
+    try:
+        certificate = x509.load_pem_x509_certificate(pair.certificate.read_bytes())
+        key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        return None
+    return _Issued(certificate, key)
+
+
+def _save(pair: Pair, issued: _Issued, key_mode: int, group: int) -> None:
+    key = issued.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    # The key first: who reads the two while they change sees a pair that does not fit, and reads again.
+    files.write(pair.key, key, key_mode, group if key_mode & 0o070 else None)
+    files.write(pair.certificate, issued.certificate.public_bytes(serialization.Encoding.PEM), 0o640, group)
+
+
+def _expires(issued: _Issued, now: datetime.datetime) -> bool:
+    return (
+        issued.certificate.not_valid_after_utc - now
+    ).days < RENEW_DAYS or issued.certificate.not_valid_before_utc > now
+
+
+def _signed_by(issued: _Issued, authority: _Issued) -> bool:
+    try:
+        issued.certificate.verify_directly_issued_by(authority.certificate)
+    except Exception:  # ValueError, TypeError or InvalidSignature: not ours in any case
+        return False
+    return True
+
+
+def _covers(issued: _Issued, hosts: tuple[str, ...]) -> bool:
+    try:
+        names = issued.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return not hosts
+    return {_general_name(host) for host in hosts} <= set(names)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _issue(subject: str, authority: _Issued | None, hosts: tuple[str, ...], now: datetime.datetime) -> _Issued:
+    """Make a key and a certificate: a CA where no authority is given, a server's with hosts, else a client's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    is_ca = authority is None
+    days = CA_DAYS if is_ca else LEAF_DAYS
+    signer = key if authority is None else authority.key
+    usage = x509.KeyUsage(
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name if authority is None else authority.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # Clocks of one machine do not run apart, but they are set back now and then.
+        .not_valid_before(now - datetime.timedelta(hours=24))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if not is_ca:
+        role = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+        builder = builder.add_extension(x509.ExtendedKeyUsage([role]), critical=False)
+    if hosts:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
+        )
+    return _Issued(builder.sign(signer, hashes.SHA256()), key)
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
