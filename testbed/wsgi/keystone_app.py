@@ -1,8 +1,8 @@
 """Keystone as a WSGI application under gunicorn, with a record of every request it gets.
 
 Runs in Keystone's own virtual environment, so it imports nothing of the test bed. The record is a line of JSON a
-request, written before its answer leaves; tokens appear as digests. A file `delay` beside it makes every answer wait that many
-seconds.
+request, written before its answer leaves; tokens appear as digests. A file `delay` beside it makes every answer wait
+that many seconds.
 """
 
 import contextlib
