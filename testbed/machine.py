@@ -27,9 +27,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
 NETWORK = "198.18.{index}.{host}"
 NETWORKS = 200
 
-# In new mount, network and process namespaces, all of which end with its first process: the overlay, a /run that
-# systemd-nspawn may litter, a wait until the host has plugged in the network, then the machine; 133 asks for a reboot.
+# In new mount, network and process namespaces, all of which end with its first process: control groups of its own (two
+# machines must not share one), the overlay, a /run that systemd-nspawn may litter, a wait until the host has plugged in
+# the network, then the machine; 133 asks for a reboot.
 BOOT = """
+for group in $GROUPS; do
+    mkdir -p "$group" && echo 0 > "$group/cgroup.procs" || exit
+done
 mount -t overlay overlay -o "lowerdir=$IMAGE,upperdir=$FOLDER/upper,workdir=$FOLDER/work" "$FOLDER/root" || exit
 mount -t tmpfs tmpfs /run || exit
 read -r _
@@ -108,7 +112,13 @@ class Machine:
         self._nspawn = subprocess.Popen(
             # With setpriv it dies with whoever started it, also when that is killed.
             ["setpriv", "--pdeathsig=KILL", "--", "unshare", *NAMESPACES, "sh", "-c", BOOT, "sh", *binds],
-            env={"PATH": PATH, "IMAGE": str(image), "FOLDER": str(self._folder), "NAME": self.name},
+            env={
+                "PATH": PATH,
+                "IMAGE": str(image),
+                "FOLDER": str(self._folder),
+                "NAME": self.name,
+                "GROUPS": " ".join(map(str, _groups(self._folder))),
+            },
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -326,13 +336,25 @@ def _lock(folder: Path):
     return file
 
 
+def _groups(folder: Path) -> list[Path]:
+    """Give the machine's control groups: one in each hierarchy that its systemd will look at."""
+    base = Path("/sys/fs/cgroup")
+    hierarchies = [base] if (base / "cgroup.controllers").exists() else [base / "systemd", base / "unified"]
+    return [hierarchy / f"testbed-{folder.name}" for hierarchy in hierarchies if hierarchy.is_dir()]
+
+
 def _remove(folder: Path) -> None:
-    for _ in range(50):  # the kernel takes a moment to let go of a killed machine's mounts
+    for _ in range(100):  # the kernel takes a moment to let go of a killed machine's processes and mounts
+        for group in _groups(folder):
+            for path, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(path).rmdir()
         shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        left = [path for path in (*_groups(folder), folder) if path.exists()]
+        if not left:
             return
-        time.sleep(0.1)
-    say(f"cannot remove {folder}: remove it by hand")
+        time.sleep(0.05)
+    say(f"cannot remove {', '.join(map(str, left))}: remove by hand")
 
 
 def clean() -> None:
