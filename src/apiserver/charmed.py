@@ -1,4 +1,4 @@
-"""Charmed Kubernetes: the `kube-apiserver` snap, whose flags its control-plane charm writes whole at each of its reconciles.
+"""Charmed Kubernetes: the `kube-apiserver` snap, whose flags its control-plane charm writes whole at each reconcile.
 
 The snap is taken for strictly confined: apart from `/root/cdk` it can read its own data folders only, so what it shall
 read of ours lies in one of those. It needs no `--classic`, and its charm passes nothing from anywhere else.

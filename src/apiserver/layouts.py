@@ -24,6 +24,7 @@ def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - froze
         NotFound: none is here (yet), or not the one that was chosen.
         Ambiguous: "auto", and more than one is here.
         Unknown: no layout has that name.
+
     """
     layouts = [make(place) for make in LAYOUTS]
     names = ", ".join(layout.name for layout in layouts)
@@ -47,7 +48,7 @@ def wired(place: Place = Place()) -> Layout | None:  # noqa: B008 - as above
     This is what `remove` takes when the relation is gone or `api-server` has been changed, for then `detect` may find
     another layout, or nothing.
     """
-    from apiserver.script import drop_in_path  # noqa: PLC0415
+    from apiserver.script import drop_in_path
 
     for make in LAYOUTS:
         layout = make(place)

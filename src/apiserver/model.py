@@ -1,4 +1,4 @@
-"""The words of the wiring: flags, what is desired, where things lie, what can go wrong. No behaviour that touches the machine."""
+"""The words of the wiring: flags, what is desired, where things lie, what can go wrong. Nothing here touches the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 
 class WiringError(Exception):
-    """Something about the API server's flags stands in the way. The text is for the operator: what, where, what to do."""
+    """Something about the API server's flags is in the way. The text is for the operator: what, where, what to do."""
 
 
 class NotFound(WiringError):
@@ -27,7 +27,7 @@ class Unknown(WiringError):
 
 
 class Conflict(WiringError):
-    """What is set already would be displaced by our flags, or would keep them from ever being asked. Nothing was changed."""
+    """What is set already would be displaced by our flags, or would keep them from being asked. Nothing was changed."""
 
 
 class NotReady(WiringError):
@@ -62,6 +62,7 @@ class Desired:
             the layout's `config_folder`: by these our lines are recognised again.
         files: the webhook kubeconfigs in `config_folder`, with certificates and keys inline; written root-only (0600).
             Same content, same bytes: a changed byte means a restart of the API server, which reads them at its start.
+
     """
 
     flags: tuple[Flag, ...]
@@ -154,7 +155,7 @@ class Layout(Protocol):
 
     @property
     def config_folder(self) -> Path:
-        """A folder of our own, made and removed by this package, that the API server can read in spite of its confinement."""
+        """A folder of our own, made and removed by this package, that the API server can read, however confined."""
         ...
 
     @property
@@ -212,6 +213,7 @@ class State:
         reason: one line for the operator; empty where all is well.
         digest: of the `Desired` that this is about; None where there is none.
         log: the API server's last lines where a trial failed.
+
     """
 
     kind: Kind

@@ -1,12 +1,92 @@
-"""The script before each start of the API server, and the units around it. (To come.)"""
+"""The script before each start of the API server, and the units around it: installed, run by hand, taken away."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
-from apiserver.model import Layout
+import jinja2
+
+from apiserver import files, systemd
+from apiserver.model import Layout, WiringError
+
+_TEMPLATES = Path(__file__).resolve().parents[2] / "templates/apiserver"
+_UNITS = ("kubernetes-keystone-bypass.service", "kubernetes-keystone-retry.service", "kubernetes-keystone-retry.timer")
+TEMPORARY = ".kubernetes-keystone.new"
+"""The name of a file that the script is about to put in the place of another one."""
+_RETRY_TIMER = "kubernetes-keystone-retry.timer"
+_SECONDS = 40  # the script bounds itself to 35
 
 
 def drop_in_path(layout: Layout) -> Path:
     """Where the drop-in lies that has systemd run the script."""
     return layout.place.unit_folder / f"{layout.service}.d/kubernetes-keystone.conf"
+
+
+def install(layout: Layout) -> None:
+    """Put script, drop-in and units in place, or renew them. Restarts nothing, and sets no flag."""
+    install_script(layout)
+    for unit in _UNITS:
+        files.write(layout.place.unit_folder / unit, _render(unit, layout), 0o644)
+    files.write(drop_in_path(layout), _render("drop-in.conf", layout), 0o644)
+    systemd.reload_if_needed(layout.service, *_UNITS)
+
+
+def install_script(layout: Layout) -> None:
+    """Put the script alone in place: what `chain` and `remove` need."""
+    files.write(layout.place.script, _render("apiserver-flags", layout), 0o755)
+
+
+def uninstall(layout: Layout) -> None:
+    """Take away drop-in, units and script, and have systemd forget them."""
+    paths = [drop_in_path(layout), *(layout.place.unit_folder / unit for unit in _UNITS)]
+    there = any(path.exists() for path in paths)
+    if there:
+        systemd.stop(_RETRY_TIMER)
+    for path in (*paths, layout.place.script):
+        files.remove(path)
+    if there:
+        systemd.daemon_reload()
+    else:
+        systemd.reload_if_needed(layout.service)  # a run before this one was killed in between
+    for folder in (drop_in_path(layout).parent, layout.place.script.parent):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def run(layout: Layout, mode: str) -> None:
+    """Run the script once, in a mode that restarts nothing (`chain`, `cut`).
+
+    Raises:
+        WiringError: with what it said, where it did not succeed.
+
+    """
+    command = ["/bin/sh", str(layout.place.script), mode, "bounded"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise WiringError(f"{layout.place.script} {mode} did not end within {_SECONDS} s: is a disk hanging?") from None
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("kubernetes-keystone: ") or f"status {done.returncode}"
+        raise WiringError(f"{layout.place.script} {mode}: {said}")
+
+
+def _render(name: str, layout: Layout) -> bytes:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    place = layout.place
+    values = {
+        "args_file": layout.args_file,
+        "working_folder": layout.working_folder,
+        "config_folder": layout.config_folder,
+        "service": layout.service,
+        "wanted": place.wanted,
+        "lock": place.lock,
+        "chain_file": place.chain_file,
+        "reader": place.reader,
+        "script": place.script,
+    }
+    for key, value in values.items():
+        # They stand in single quotes, in awk's strings and in unit files.
+        if any(character in str(value) for character in " '\"\\\n%$"):
+            raise WiringError(f"{key}: {value} has a character that no path of ours can have")
+    return environment.from_string((_TEMPLATES / name).read_text()).render(values).encode()

@@ -1,10 +1,46 @@
-"""Put our flags in force, prove it, take them out. (Interface first; see the package's docstring.)"""
+"""Put our flags in force, prove that the cluster works with them, take them out.
+
+The charm may be killed at any line here, and the API server at any moment. Two things make that harmless: a trial has
+one start, which the script takes before it puts our lines in; and every step looks at what is there, not at what it
+remembers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from apiserver.model import Desired, Layout, Patience, State
+from apiserver import args, files, script, systemd, wanted
+from apiserver.model import (
+    ApplyFailed,
+    Conflict,
+    Desired,
+    Kind,
+    Layout,
+    NotReady,
+    Patience,
+    Place,
+    State,
+    WiringError,
+)
+from apiserver.verify import Unverified, verify
+from apiserver.wanted import Stage, Wanted
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = Patience()
+_RAN_OUT = (
+    f"the API server ended {wanted.STARTS} times soon after a start with Keystone's flags and has been running without "
+    "them since; look into its log, then change an option of this charm, or remove and add the relation, to try again"
+)
+_BYPASSED = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
 
 
 def check(layout: Layout, authorization: bool) -> None:
@@ -13,8 +49,38 @@ def check(layout: Layout, authorization: bool) -> None:
     Args:
         layout: of this machine.
         authorization: whether an authorization webhook is wanted (a policy is set). Without one nothing can conflict.
+
     """
-    raise NotImplementedError
+    if not authorization:
+        return
+    try:
+        text = layout.args_file.read_text(errors="replace")
+    except OSError as error:
+        raise WiringError(f"cannot read the API server's flags: {error}") from None
+    flags = args.parse(args.others(text, layout.config_folder))
+    unset = "unset `policy`, or take the other out first; nothing was changed"
+    if flags.last("authorization-config"):
+        raise Conflict(
+            f"the API server uses --authorization-config={flags.last('authorization-config')}, which excludes the flags "
+            f"that `policy` needs: {unset}"
+        )
+    if flags.last("authorization-webhook-config-file"):
+        raise Conflict(
+            "another authorization webhook is set already, --authorization-webhook-config-file="
+            f"{flags.last('authorization-webhook-config-file')}, and there can be one only: {unset}"
+        )
+    modes = flags.items("authorization-mode")
+    if not modes:
+        raise Conflict(
+            f"no --authorization-mode is set in {layout.args_file}, so everything is allowed to everybody and `policy` "
+            "would never be asked: set one (usually Node,RBAC), or unset `policy`; nothing was changed"
+        )
+    for mode, problem in (
+        ("AlwaysAllow", "allows everything before `policy` is asked: take that mode out, or unset `policy`"),
+        ("Webhook", "is set without a webhook's file: take that mode out, it is added with `policy`"),
+    ):
+        if mode in modes:
+            raise Conflict(f"--authorization-mode={','.join(modes)}: {mode} {problem}; nothing was changed")
 
 
 def chain(layout: Layout) -> None:
@@ -24,8 +90,11 @@ def chain(layout: Layout) -> None:
 
     Raises:
         WiringError: the webhook that is set now could not be written down (its kubeconfig cannot be read).
+
     """
-    raise NotImplementedError
+    _make_state_folder(layout.place)
+    script.install_script(layout)
+    script.run(layout, "chain")
 
 
 def apply(
@@ -33,7 +102,7 @@ def apply(
     desired: Desired,
     probe: Callable[[], None],
     announce: Callable[[str], None],
-    patience: Patience = Patience(),  # noqa: B008 - frozen
+    patience: Patience = _PATIENCE,
 ) -> bool:
     """Put `desired` in force: trial, restart, verify, confirm. Idempotent.
 
@@ -51,16 +120,21 @@ def apply(
 
     Raises:
         NotReady: the API server was not in order beforehand; nothing was added.
-        ApplyFailed: it did not work with our flags, now or when the same was tried before; they are out again.
+        ApplyFailed: it did not work with our flags, now or when the same was tried before; what was in force before
+            (other flags of ours that had been verified, or none) is again.
         WiringError: anything else, such as a file that cannot be written.
+
     """
-    raise NotImplementedError
+    try:
+        return _Wiring(layout, announce, patience).apply(desired, probe)
+    except OSError as error:
+        raise WiringError(f"cannot set the API server's flags: {error}") from error
 
 
 def remove(
     layout: Layout,
     announce: Callable[[str], None] = lambda _: None,
-    patience: Patience = Patience(),  # noqa: B008 - frozen
+    patience: Patience = _PATIENCE,
 ) -> bool:
     """Take out everything that `chain` and `apply` put in. Safe in any order, twice, and when the API server is down.
 
@@ -68,11 +142,229 @@ def remove(
         Whether the API server was restarted: only when it was running with our flags.
 
     Raises:
-        WiringError: our lines could not be taken out of the args file; everything else was removed.
+        WiringError: our lines could not be taken out of the args file (a disk is full), so the rest stays as well.
+
     """
-    raise NotImplementedError
+    place = layout.place
+    try:
+        if place.wanted.exists():
+            wanted.forget(place)
+        _cut(layout)
+        restarted = _running_with_ours(layout)
+        if restarted:
+            announce("restarting the API server without Keystone's flags")
+            complaint = systemd.restart(layout.service, patience.restart)
+            try:
+                verify(layout, patience.removal, patience.token, patience.between)
+            except Unverified as error:
+                logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
+        script.uninstall(layout)
+        if layout.config_folder.exists():
+            shutil.rmtree(layout.config_folder)
+        for path in (place.chain_file, place.refused, place.wanted, place.lock):
+            files.remove(path)
+        for folder in (layout.args_file.parent, place.chain_file.parent, place.state_folder):
+            (folder / script.TEMPORARY).unlink(missing_ok=True)  # of a script that was killed
+        with contextlib.suppress(OSError):  # others keep things there, too
+            place.state_folder.rmdir()
+    except OSError as error:
+        raise WiringError(f"cannot take away the API server's flags or what belongs to them: {error}") from error
+    return restarted
 
 
 def state(layout: Layout) -> State:
-    """Tell what is in force, judged by the running process. Changes nothing, never raises for what it finds."""
-    raise NotImplementedError
+    """Tell what is in force, judged by the running process. Changes nothing."""
+    found = wanted.read(layout.place)
+    refused = _Refused.read(layout.place)
+    if found is None:
+        if refused:
+            return State(Kind.FAILED, refused.reason, refused.digest, refused.log)
+        return State(Kind.ABSENT)
+    if found.stage is Stage.TRIAL:
+        return State(Kind.TRIAL, "not verified yet", found.digest)
+    if found.stage is Stage.BYPASSED:
+        return State(Kind.BYPASSED, _BYPASSED, found.digest)
+    if found.ran_out:
+        return State(Kind.FAILED, _RAN_OUT, found.digest)
+    if _in_force(layout, found):
+        if refused:  # what is in force is what had been verified before
+            return State(Kind.IN_FORCE, f"a change was taken back: {refused.reason}", found.digest, refused.log)
+        return State(Kind.IN_FORCE, "", found.digest)
+    if found.stage is Stage.ACQUITTED:
+        return State(Kind.PENDING, "the API server kept ending, with and without Keystone's flags", found.digest)
+    return State(Kind.PENDING, "the API server is not running with Keystone's flags", found.digest)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """The wiring that failed its trial, and why: not tried again until something else is desired."""
+
+    digest: str
+    reason: str
+    log: tuple[str, ...]
+
+    @classmethod
+    def read(cls, place: Place) -> _Refused | None:
+        try:
+            value = json.loads(place.refused.read_bytes())
+            return cls(value["digest"], value["reason"], tuple(value["log"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, place: Place) -> None:
+        files.write(place.refused, json.dumps(vars(self), indent=1).encode(), 0o600)
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """One call of `apply`."""
+
+    layout: Layout
+    announce: Callable[[str], None]
+    patience: Patience
+
+    def apply(self, desired: Desired, probe: Callable[[], None]) -> bool:
+        layout, place = self.layout, self.layout.place
+        trial = Wanted.trial(layout, desired)
+        _make_state_folder(place)
+        script.install(layout)
+
+        refused = _Refused.read(place)
+        if refused and refused.digest != desired.digest:
+            files.remove(place.refused)
+            refused = None
+        found = wanted.read(place)
+        if found and found.digest == desired.digest:
+            _write_files(desired.files)  # someone may have changed them: the next start would go without
+            if found.stage is Stage.BYPASSED:
+                return False  # comes back with the authenticator, by itself
+            if found.ran_out:
+                raise ApplyFailed(_RAN_OUT)
+            if found.stage is Stage.CONFIRMED and _in_force(layout, found):
+                return False
+
+        # What an interrupted call left behind: a trial that took its start, or flags that nobody wants any more.
+        if found and found.stage is Stage.TRIAL and found.starts == 0:
+            same = found.digest == desired.digest and not refused
+            if same and _in_force(layout, found) and not self._problem() and wanted.confirm(place, desired.digest):
+                return False
+            self._take_out()
+            found = None
+        elif found is None and _running_with_ours(layout):
+            self._take_out()
+        if refused:
+            raise ApplyFailed(refused.reason, refused.log)
+
+        problem = self._problem()
+        if problem:
+            raise NotReady(f"the API server is not in order, so Keystone's flags are not added: {problem}")
+        probe()
+        before = _Verified.read(found) if found and found.digest != desired.digest else None
+        since = time.time()
+        problem = self._try(trial, desired.files, "with Keystone's flags")
+        if problem:
+            log = systemd.log_tail(layout.service, since)
+            _Refused(desired.digest, problem, log).write(place)
+            self._put_back(before)
+            raise ApplyFailed(problem, log)
+        return True
+
+    def _problem(self) -> str:
+        """Say what is wrong with the API server as it is; empty where nothing is."""
+        try:
+            verify(self.layout, self.patience.already, self.patience.already, self.patience.between)
+        except Unverified as error:
+            return str(error)
+        return ""
+
+    def _try(self, trial: Wanted, contents: Mapping[Path, bytes], how: str) -> str:
+        """Restart the API server once with these flags and confirm them. Returns what was wrong, if anything was."""
+        layout, patience = self.layout, self.patience
+        was = systemd.show(layout.service, "InvocationID")
+        _write_files(contents)
+        wanted.write(layout.place, trial)
+        self.announce(f"restarting the API server {how}")
+        complaint = systemd.restart(layout.service, patience.restart)
+        try:
+            verify(layout, patience.ready, patience.token, patience.between)
+        except Unverified as error:
+            return f"{error}; {complaint}" if complaint else str(error)
+        if systemd.show(layout.service, "InvocationID") == was:
+            return complaint or f"{layout.service} was not restarted"
+        if not _in_force(layout, trial) or not wanted.confirm(layout.place, trial.digest):
+            return (
+                "the API server did not keep running with Keystone's flags: it ended with them, or was started without "
+                f"them; see `journalctl -u {layout.service}`"
+            )
+        return ""
+
+    def _put_back(self, before: _Verified | None) -> None:
+        """After a failed trial: what had been verified before it, else nothing of ours."""
+        how = "with the Keystone flags that it had before"
+        if before is None or self._try(before.trial, before.contents, how):
+            self._take_out(start=True)
+
+    def _take_out(self, start: bool = False) -> None:
+        """Nothing of ours from now on; restart the API server if it runs with our flags, or failed, perhaps for them.
+
+        Args:
+            start: start it as well where it is simply not running.
+
+        """
+        layout, patience = self.layout, self.patience
+        wanted.forget(layout.place)
+        _cut(layout)
+        complaint = ""
+        down = ("failed", "inactive") if start else ("failed",)
+        if _running_with_ours(layout) or systemd.show(layout.service, "ActiveState") in down:
+            self.announce("restarting the API server without Keystone's flags")
+            complaint = systemd.restart(layout.service, patience.restart)
+        try:
+            verify(layout, patience.ready, patience.token, patience.between)
+        except Unverified as error:
+            logger.error("the API server is not in order without Keystone's flags either: %s %s", error, complaint)
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """Flags that had been verified, with their files as they still are on disk."""
+
+    trial: Wanted
+    contents: Mapping[Path, bytes]
+
+    @classmethod
+    def read(cls, found: Wanted) -> _Verified | None:
+        contents = {path: files.read(path) or b"" for _, path in found.files}
+        intact = all(hashlib.sha256(contents[path]).hexdigest() == checksum for checksum, path in found.files)
+        if found.stage is not Stage.CONFIRMED or found.ran_out or not intact:
+            return None
+        return cls(replace(found, stage=Stage.TRIAL, starts=1, life="-"), contents)
+
+
+def _running_with_ours(layout: Layout) -> bool:
+    running = systemd.running_args(layout.service)
+    return running is not None and running.mentions(layout.config_folder)
+
+
+def _in_force(layout: Layout, what: Wanted) -> bool:
+    """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
+    running = systemd.running_args(layout.service)
+    return running is not None and set(args.parse("\n".join(what.lines)).flags) <= set(running.flags)
+
+
+def _cut(layout: Layout) -> None:
+    """Take our lines out of the args file, where there are any."""
+    text = files.read(layout.args_file)
+    if text is None or str(layout.config_folder).encode() not in text:
+        return
+    script.install_script(layout)
+    script.run(layout, "cut")
+
+
+def _write_files(contents: Mapping[Path, bytes]) -> None:
+    for path, content in contents.items():
+        files.write(path, content, 0o600)
+
+
+def _make_state_folder(place: Place) -> None:
+    place.state_folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -1,0 +1,56 @@
+"""Small files of ours: written whole, by one rename, with the mode given, and only when they change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def read(path: Path) -> bytes | None:
+    """Give what is in `path`, None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write(path: Path, content: bytes, mode: int) -> bool:
+    """Make `path` hold `content` with `mode`, safely on disk when this returns; makes the folders above it.
+
+    Returns whether anything was changed.
+    """
+    if read(path) == content and path.stat().st_mode & 0o7777 == mode:
+        return False
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Not the name that the script uses for its own new files, so that neither trips over the other.
+    new = _new(path)
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file, and what a killed `write` may have left beside it. Nothing happens where there is neither."""
+    for gone in (path, _new(path)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            gone.unlink()
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.kubernetes-keystone")
