@@ -56,6 +56,27 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Backends:
+    """What stands behind us for tokens and for access reviews; None is our own."""
+
+    authentication: Backend | None = None
+    authorization: Backend | None = None
+
+
+@dataclass(frozen=True)
+class InForce:
+    """What the settings said when they were written last; empty where there are none."""
+
+    listen: str
+    keystone_url: str
+    keystone_ca: str
+    authentication_url: str
+    authorization_url: str
+    backend_ca: str
+    policy: bool
+
+
+@dataclass(frozen=True)
 class Policy:
     """A valid policy: the bytes of policy.json, how many items it has, and what its author surely did not mean."""
 
@@ -120,7 +141,7 @@ def shipped_version(places: Places) -> str:
 
 
 def install(places: Places) -> None:
-    """Put the shipped tree in its versioned folder, swap the link, make user and folders; keep one version before it."""
+    """Put the shipped tree in its versioned folder, swap the link, make user and folders; keep the version before."""
     host.ensure_user(NAME)
     group = host.group_id(NAME)
     files.folder(places.opt, 0o755)
@@ -132,7 +153,7 @@ def install(places: Places) -> None:
     if not target.exists():
         _copy_tree(places.charm / "authenticator", target)
     link = places.opt / "current"
-    before = os.readlink(link) if link.is_symlink() else ""
+    before = str(link.readlink()) if link.is_symlink() else ""
     if before != version:
         files.remove(places.opt / ".current")
         (places.opt / ".current").symlink_to(version)
@@ -155,13 +176,13 @@ def validate_policy(places: Places, text: str) -> Policy:
     if not answer["valid"]:
         found = answer["errors"]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ConfigError("policy", f"{_finding(found[0])}{more}; the policy before stays in force")
+        raise ConfigError("policy", f"{_finding(found[0])}{more}; nothing was changed")
     content = json.dumps(answer["policy"], indent=1, ensure_ascii=False).encode() + b"\n"
     return Policy(content, answer["rules"], tuple(_finding(item) for item in answer["warnings"]))
 
 
 def explain(places: Places, request: dict[str, Any]) -> Explanation:
-    """Ask the installed authenticator which item of the policy in force decides a request (fields as its CLI takes them).
+    """Ask the installed authenticator which item of the policy in force decides a request (fields as in its CLI).
 
     Raises:
         WorkloadError: it is not installed, or cannot tell.
@@ -175,27 +196,13 @@ def explain(places: Places, request: dict[str, Any]) -> Explanation:
     return Explanation.model_validate_json(done.stdout)
 
 
-def write_settings(
-    places: Places,
-    config: CharmConfig,
-    tls: Tls,
-    *,
-    chained: Path | None,
-    policy: bytes | None,
-    authentication: Backend | None,
-    authorization: Backend | None,
-) -> None:
-    """Write what the authenticator reads: CA files and policy first, the settings that name them last.
+def write_inputs(places: Places, config: CharmConfig, policy: bytes | None) -> None:
+    """Write the files that the settings name, and an upstream authenticator reads as well: CAs and policy.
 
     Args:
         places: where.
         config: the options.
-        tls: the certificates.
-        chained: the chain file that the wiring writes, or None where no flag is ours (then no client certificate is
-            asked for either).
-        policy: policy.json, or None for no authorization opinion.
-        authentication: what stands behind us for tokens, or None for our own.
-        authorization: the same for access reviews.
+        policy: the bytes of policy.json; None leaves the one that is there until the settings no longer name it.
     """
     group = host.group_id(NAME)
     for path, text in ((places.keystone_ca, config.keystone_ca), (places.backend_ca, config.auth_server_ca)):
@@ -203,6 +210,22 @@ def write_settings(
             files.write(path, text.encode(), 0o640, group)
     if policy is not None:
         files.write(places.policy, policy, 0o640, group)
+
+
+def write_settings(
+    places: Places, config: CharmConfig, tls: Tls, *, chained: Path | None, authorization: bool, backends: Backends
+) -> None:
+    """Write what the authenticator is told; a running one has read it within 2 s.
+
+    Args:
+        places: where.
+        config: the options.
+        tls: the certificates.
+        chained: the chain file that the wiring writes, or None where no flag is ours (then no client certificate is
+            asked for either).
+        authorization: whether policy.json is to decide on access.
+        backends: what stands behind us.
+    """
     settings = {
         "listen": config.listen.address,
         "private_listen": f"127.0.0.1:{PRIVATE_PORT}",
@@ -217,28 +240,46 @@ def write_settings(
         "upstream_compatible": config.names_upstream_way,
         "token_cache_ttl": config.token_cache_ttl,
         "outage_grace": config.outage_grace,
-        "policy": None if policy is None else str(places.policy),
+        "policy": str(places.policy) if authorization else None,
         "chained": None if chained is None else str(chained),
-        "authentication_backend": _backend(authentication),
-        "authorization_backend": _backend(authorization),
+        "authentication_backend": _backend(backends.authentication),
+        "authorization_backend": _backend(backends.authorization),
         "log_level": config.log_level,
     }
-    files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, group)
-    for path, used in (
+    files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, host.group_id(NAME))
+
+
+def remove_unused_inputs(places: Places, config: CharmConfig) -> None:
+    """Remove the files that the settings no longer name, once nobody reads them any more."""
+    for path, text in (
         (places.keystone_ca, config.keystone_ca),
         (places.backend_ca, config.auth_server_ca),
-        (places.policy, policy),
+        (places.policy, config.policy.strip()),
     ):
-        if not used:
+        if not text:
             files.remove(path)
 
 
-def settings_in_force(places: Places) -> dict[str, Any]:
-    """Give the settings file's content as it was written last; nothing where there is none."""
+def in_force(places: Places) -> InForce:
+    """Give what was put in force last, as far as a change of it needs care."""
     try:
-        return json.loads(places.settings.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+        settings: dict[str, Any] = json.loads(_read(places.settings) or "{}")
+    except ValueError:
+        settings = {}
+    return InForce(
+        listen=settings.get("listen", ""),
+        keystone_url=(settings.get("keystone") or {}).get("url", ""),
+        keystone_ca=_read(places.keystone_ca) if (settings.get("keystone") or {}).get("ca") else "",
+        authentication_url=(settings.get("authentication_backend") or {}).get("url", ""),
+        authorization_url=(settings.get("authorization_backend") or {}).get("url", ""),
+        backend_ca=_read(places.backend_ca),
+        policy=bool(settings.get("policy")),
+    )
+
+
+def group() -> int:
+    """Give the ID of the service's group, which `install` makes."""
+    return host.group_id(NAME)
 
 
 def start(places: Places, listen: Listen, *, bypass: bool) -> None:
@@ -263,7 +304,7 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     socket_unit, service_unit = (files.render(places.templates, unit, values).encode() for unit in (SOCKET, SERVICE))
     # What the running service was started with; written after a start that went well, so that a charm that dies in
     # between finds the restart still owed.
-    version = os.readlink(places.opt / "current")
+    version = str((places.opt / "current").readlink())
     fingerprint = hashlib.sha256(socket_unit + b"\0" + service_unit + b"\0" + version.encode()).hexdigest() + "\n"
     started = places.state / "started"
     moved = not (places.units / SOCKET).exists() or (places.units / SOCKET).read_bytes() != socket_unit
@@ -320,7 +361,7 @@ def wait_until_in_force(places: Places, tls: Tls | None = None, seconds: float |
         WorkloadError: it refuses one of them, or has not read them in time.
     """
     want = {"settings": _hash(places.settings)}
-    if settings_in_force(places).get("policy"):
+    if in_force(places).policy:
         want["policy"] = _hash(places.policy)
     if tls is not None:
         want["tls"] = _hash(tls.server.certificate)

@@ -238,7 +238,7 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
 
     @property
     def names_upstream_way(self) -> bool:
-        """Whether names are upstream's: asked for, or implied by a service whose answers name no domains (decision 2)."""
+        """Whether names are upstream's: asked for, or implied by a service that names no domains (decision 2)."""
         return self.upstream_compatible or self.implies_upstream_names
 
     @property
@@ -272,7 +272,8 @@ def load(charm: ops.CharmBase) -> CharmConfig:
         cause = found[0].get("ctx", {}).get("error")
         problem = str(cause) if isinstance(cause, ValueError) else found[0]["msg"]
         if len(found) > 1:
-            problem += f" (and {len(found) - 1} more: {', '.join(str(item['loc'][0]).replace('_', '-') for item in found[1:])})"
+            others = ", ".join(str(item["loc"][0]).replace("_", "-") for item in found[1:])
+            problem += f" (and {len(found) - 1} more: {others})"
         raise ConfigError(option, problem) from None
 
 

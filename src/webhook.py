@@ -1,4 +1,4 @@
-"""The local endpoint's certificates, and the kubeconfigs by which an API server reaches it.
+"""The local endpoint's certificates, the kubeconfigs by which an API server reaches it, and a review over one of them.
 
 A CA of this unit's own signs the endpoint's certificate, one for an upstream authenticator behind it, and the API
 server's client certificate. Whatever is missing, broken, about to expire or made for another address is made anew.
@@ -12,9 +12,14 @@ import base64
 import datetime
 import ipaddress
 import re
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import requests
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import files
 from config import Listen
+from errors import Waiting
 from files import Places
 
 CA_DAYS = 3653
@@ -85,6 +91,12 @@ def ensure_tls(places: Places, listen: Listen, group: int, now: datetime.datetim
     )
 
 
+def has_authority(places: Places) -> bool:
+    """Tell whether the CA that an API server may know already is there and stays; a new one has to reach it first."""
+    authority = _load(_pair(places, "ca"))
+    return authority is not None and not _expires(authority, datetime.datetime.now(datetime.timezone.utc))
+
+
 def kubeconfig(places: Places, tls: Tls, listen: Listen, *, with_client: bool) -> bytes:
     """Render the kubeconfig of the webhook, everything inline; the same material gives the same bytes.
 
@@ -108,10 +120,79 @@ def without_key(text: str) -> str:
     return re.sub(r'(client-key-data: )"[^"]*"', r"\1<not shown>", text)
 
 
+def probe(kubeconfig: bytes, admin_kubeconfig: Path, *, chained: bool, seconds: float = 30) -> None:
+    """Have the cluster's own token reviewed over the very kubeconfig that an API server is about to be given.
+
+    Args:
+        kubeconfig: from `kubeconfig`.
+        admin_kubeconfig: the machine's administrator; one without a token has nothing to lose here.
+        chained: whether there is a token webhook that we displace and that knows this token.
+        seconds: how long to try: Charmed Kubernetes' own webhook says "no" until its secrets are loaded.
+
+    Raises:
+        Waiting: no answer, or one that would lock the cluster's token out.
+    """
+    token = _token(admin_kubeconfig)
+    if token is None:
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        problem = _review(kubeconfig, token, chained)
+        if not problem:
+            return
+        if time.monotonic() >= deadline:
+            raise Waiting(f"the API server's flags are not set yet: {problem}")
+        time.sleep(1)
+
+
 @dataclass(frozen=True)
 class _Issued:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+
+
+def _review(kubeconfig: bytes, token: str, chained: bool) -> str:
+    """Ask about a token as an API server would; give what stands in the way, nothing if all is well."""
+    document = yaml.safe_load(kubeconfig)
+    cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+    with tempfile.TemporaryDirectory() as scratch, requests.Session() as session:
+        session.trust_env = False
+        for name, data in (
+            ("ca", cluster["certificate-authority-data"]),
+            ("certificate", user["client-certificate-data"]),
+            ("key", user["client-key-data"]),
+        ):
+            Path(scratch, name).write_bytes(base64.b64decode(data))
+        session.verify, session.cert = f"{scratch}/ca", (f"{scratch}/certificate", f"{scratch}/key")
+        try:
+            answer = session.post(cluster["server"], json=body, timeout=30, allow_redirects=False)
+            status: dict[str, Any] = answer.json()["status"]
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            # The message of requests names the URL; the token is in the body, which no message shows.
+            said = f"{type(error).__name__}: {error}"
+            return f"the authenticator does not answer a review of the cluster's own token ({said})"
+    if status.get("error"):
+        return f"the authenticator cannot tell about the cluster's own token: {status['error']}"
+    # `uid::token` is what Charmed Kubernetes' token webhook knows; another kind may be known to the API server itself
+    # (--token-auth-file), which goes on without us. Whether it does is verified after the restart in any case.
+    if not status.get("authenticated") and chained and "::" in token:
+        return "the token webhook that the API server asks now does not know the cluster's own token (yet)"
+    return ""
+
+
+def _token(kubeconfig: Path) -> str | None:
+    """Give the token of a kubeconfig's current user, if that is how it logs in."""
+    try:
+        document = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
+        contexts = {item["name"]: item["context"] for item in document["contexts"]}
+        users = {item["name"]: item.get("user") or {} for item in document["users"]}
+        token = users[contexts[document["current-context"]]["user"]].get("token")
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise Waiting(
+            f"the cluster's own kubeconfig {kubeconfig} cannot be used yet ({type(error).__name__})"
+        ) from error
+    return token or None
 
 
 def _pair(places: Places, name: str) -> Pair:

@@ -32,7 +32,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 CHARMCRAFT = "4.5.0"
 PIP = "25.3"
-"""charmcraft's own way to a newer pip than Ubuntu's is a download from a fixed address; this one comes by the usual way."""
+"""charmcraft wants a newer one than Ubuntu's and would download it from a fixed address; this comes by the usual way."""
 INPUTS = (
     "charmcraft.yaml",
     "metadata.yaml",
@@ -270,7 +270,8 @@ def _run_charmcraft(charmcraft: Path, tree: Path, log: Path) -> Path:
         encoding="utf-8",
     )
     shim.chmod(0o755)
-    command = f"{shlex.quote(str(charmcraft))} pack --destructive-mode --verbosity=debug --platform=ubuntu@{release}:{architecture}"
+    base = f"ubuntu@{release}:{architecture}"
+    command = f"{shlex.quote(str(charmcraft))} pack --destructive-mode --verbosity=debug --platform={base}"
     path = f"{shim.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     _run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", disguise + "exec " + command],

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""The front door: every event ends in one reconcile, the status is worked out once at its end, actions are handed over.
+
+Not here: how anything is done. Options are in config.py, the service in authenticator.py, certificates and kubeconfigs
+in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import ops
+
+import actions
+import apiserver
+import authenticator
+import flags
+import reach
+import upstream
+import webhook
+from authenticator import Backend, Backends, Policy, WorkloadError
+from config import CharmConfig, load
+from errors import Blocked, OperatorError, Waiting
+from files import Places
+
+logger = logging.getLogger(__name__)
+RELATION = "kubernetes-master"
+
+
+class KubernetesKeystoneCharm(ops.CharmBase):
+    """Keystone accounts for the Kubernetes control plane that this unit is subordinate to."""
+
+    places = Places()
+
+    def __init__(self, framework: ops.Framework):
+        super().__init__(framework)
+        self._verdict: ops.StatusBase | None = None
+        relation = self.on[RELATION]
+        for event in (
+            self.on.install,
+            self.on.start,
+            self.on.config_changed,
+            self.on.update_status,
+            self.on.upgrade_charm,
+            relation.relation_created,
+            relation.relation_joined,
+            relation.relation_changed,
+            relation.relation_broken,
+        ):
+            framework.observe(event, self._on_any_event)
+        for event in (self.on.stop, self.on.remove):
+            framework.observe(event, self._on_end)
+        framework.observe(self.on.collect_unit_status, self._on_collect_status)
+        framework.observe(self.on.reload_policy_action, self._on_reload_policy)
+        framework.observe(self.on.check_access_action, self._on_check_access)
+        framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
+
+    @property
+    def place(self) -> apiserver.Place:
+        """Where the wiring keeps its own."""
+        return apiserver.Place(root=self.places.root)
+
+    def _on_any_event(self, _: ops.EventBase) -> None:
+        # In relation-broken the relation is still listed, but no longer active.
+        related = any(relation.active for relation in self.model.relations[RELATION])
+        self._verdict = self._settle(self._bring_into_force if related else self._take_away)
+
+    def _on_end(self, event: ops.EventBase) -> None:
+        self._verdict = self._settle(self._take_away)
+        if isinstance(event, ops.RemoveEvent) and isinstance(self._verdict, ops.BlockedStatus):
+            # The last chance to be heard: after this event the unit, and its status, are gone.
+            raise RuntimeError(f"cannot be removed cleanly: {self._verdict.message}")
+
+    def _on_collect_status(self, event: ops.CollectStatusEvent) -> None:
+        if self._verdict is not None:
+            event.add_status(self._verdict)
+
+    def _on_reload_policy(self, event: ops.ActionEvent) -> None:
+        self._act(event, lambda: actions.reload_policy(self.places, load(self)))
+
+    def _on_check_access(self, event: ops.ActionEvent) -> None:
+        self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
+
+    def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
+
+    def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
+        try:
+            event.set_results(action())
+        except (OperatorError, WorkloadError, apiserver.WiringError) as error:
+            event.fail(str(error))
+
+    def _settle(self, steps: Callable[[], ops.StatusBase]) -> ops.StatusBase:
+        """Run the steps; what stops them becomes the status, and only faults of ours end with a traceback."""
+        try:
+            return steps()
+        except (Waiting, apiserver.NotFound, apiserver.NotReady) as error:
+            logger.info("waiting: %s", error)
+            return ops.WaitingStatus(str(error))
+        except (OperatorError, WorkloadError, apiserver.WiringError) as error:
+            for line in error.log if isinstance(error, apiserver.ApplyFailed) else ():
+                logger.error("API server: %s", line)
+            logger.error("blocked: %s", error)
+            return ops.BlockedStatus(str(error))
+
+    def _announce(self, message: str) -> None:
+        logger.info(message)
+        self.unit.status = ops.MaintenanceStatus(message)
+
+    def _bring_into_force(self) -> ops.StatusBase:
+        """Bring the machine to what the options say. What can be refused is looked at before any change."""
+        config = load(self)
+        policy = authenticator.validate_policy(self.places, config.policy) if config.policy.strip() else None
+        for warning in policy.warnings if policy else ():
+            logger.warning("policy: %s", warning)
+        layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
+        if layout is not None:
+            apiserver.check(layout, config.authorization)
+        self._check_new_urls(config)
+        download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
+        self._make_way(config, layout)
+
+        authenticator.install(self.places)
+        tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
+        authenticator.write_inputs(self.places, config, policy.content if policy else None)
+        behind = upstream.start(self.places, config, tls, download, policy is not None) if download else None
+        authenticator.write_settings(
+            self.places,
+            config,
+            tls,
+            chained=layout.place.chain_file if layout else None,
+            authorization=policy is not None,
+            backends=self._backends(config, behind),
+        )
+        authenticator.start(self.places, config.listen, bypass=layout is not None)
+        status = authenticator.wait_until_in_force(self.places, tls)
+        authenticator.remove_unused_inputs(self.places, config)
+        if download is None:
+            upstream.stop(self.places)
+        self.unit.set_workload_version(status.version)
+        if layout is not None:
+            self._wire(config, layout, tls)
+        return ops.ActiveStatus(self._summary(config, layout, policy))
+
+    def _check_new_urls(self, config: CharmConfig) -> None:
+        """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
+        now = authenticator.in_force(self.places)
+        if (config.keystone_url, config.keystone_ca) != (now.keystone_url, now.keystone_ca):
+            reach.keystone(config.keystone_url, config.keystone_ca)
+        for option, url, old in (
+            ("authn-server-url", config.authentication_service, now.authentication_url),
+            ("authz-server-url", config.authorization_service, now.authorization_url),
+        ):
+            if url and (url, config.auth_server_ca) != (old, now.backend_ca):
+                reach.service(option, url, config.auth_server_ca)
+
+    def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None) -> None:
+        """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA."""
+        wired = apiserver.wired(self.place)
+        if wired is None:
+            return
+        moved = authenticator.in_force(self.places).listen != config.listen.address
+        if layout is None or wired.name != layout.name or moved or not webhook.has_authority(self.places):
+            apiserver.remove(wired, self._announce)
+
+    def _backends(self, config: CharmConfig, behind: Backend | None) -> Backends:
+        """Say who stands behind the endpoint: somebody else's service, the operator's own program, or nobody."""
+        ca = self.places.backend_ca if config.auth_server_ca else None
+        authentication, authorization = (
+            Backend(url, ca) if url else behind for url in (config.authentication_service, config.authorization_service)
+        )
+        return Backends(authentication, authorization if config.authorization else None)
+
+    def _wire(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls) -> None:
+        """Have the API server ask us, and make sure that it does."""
+        kubeconfig = webhook.kubeconfig(self.places, tls, config.listen, with_client=True)
+        desired = flags.wanted(layout.config_folder, kubeconfig, authorization=config.authorization)
+
+        def probe() -> None:
+            authenticator.wait_until_ready()
+            chained = authenticator.status().chained.state == "ready"
+            webhook.probe(kubeconfig, layout.admin_kubeconfig, chained=chained)
+
+        apiserver.chain(layout)
+        apiserver.apply(layout, desired, probe, self._announce)
+        state = apiserver.state(layout)
+        if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL}:
+            raise Waiting(state.reason or "the API server has not been started with our flags yet")
+        if state.kind is not apiserver.Kind.IN_FORCE:
+            raise Blocked(state.reason or f"the API server runs without our flags ({state.kind.value})")
+
+    def _take_away(self) -> ops.StatusBase:
+        """Leave the machine as it was: first nothing may lead to us any more, then we go."""
+        wired = apiserver.wired(self.place)
+        if wired is not None:
+            apiserver.remove(wired, self._announce)
+        upstream.stop(self.places)
+        authenticator.uninstall(self.places)
+        return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
+
+    def _summary(self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None) -> str:
+        """Say in a line what is in force, and what an operator should not forget."""
+        parts = [layout.name] if layout else ["manual, set the flags as show-webhook-config says"]
+        if config.authorization_service:
+            parts.append("access reviews go to authz-server-url")
+        else:
+            parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
+        if config.names_upstream_way:
+            parts.append("upstream-compatible names")
+        record = upstream.recorded(self.places) if config.k8s_keystone_auth_url else None
+        if record is not None:
+            parts.append(f"k8s-keystone-auth sha256 {record.sha256}")
+        if config.keystone_in_clear:
+            parts.append("INSECURE: tokens go to Keystone over http")
+        return "ready: " + ", ".join(parts)
+
+
+if __name__ == "__main__":  # pragma: nocover
+    ops.main(KubernetesKeystoneCharm)

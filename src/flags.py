@@ -1,0 +1,64 @@
+"""Which flags the API server is to have, and the same told to a person who sets them by hand.
+
+Not here: putting them in and taking them out (apiserver), and the endpoint that they name (webhook.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apiserver import Desired, Flag
+from config import Listen
+
+AUTHENTICATION = "authentication.kubeconfig"
+AUTHORIZATION = "authorization.kubeconfig"
+
+
+def wanted(folder: Path, kubeconfig: bytes, *, authorization: bool) -> Desired:
+    """Give the flags that we own, and no others, with the files that they name.
+
+    Args:
+        folder: where the API server can read our files.
+        kubeconfig: of the webhook; one endpoint takes both kinds of review.
+        authorization: whether the API server shall ask about access as well.
+    """
+    flags = [
+        Flag("authentication-token-webhook-config-file", str(folder / AUTHENTICATION)),
+        Flag("authentication-token-webhook-version", "v1"),
+        Flag("authentication-token-webhook-cache-ttl", "10s"),
+    ]
+    files = {folder / AUTHENTICATION: kubeconfig}
+    if authorization:
+        flags += [
+            # Given once more, it is added to the modes that are there; ours comes last, so RBAC is asked before us.
+            Flag("authorization-mode", "Webhook"),
+            Flag("authorization-webhook-config-file", str(folder / AUTHORIZATION)),
+            Flag("authorization-webhook-version", "v1"),
+            Flag("authorization-webhook-cache-authorized-ttl", "5s"),
+            Flag("authorization-webhook-cache-unauthorized-ttl", "5s"),
+        ]
+        files[folder / AUTHORIZATION] = kubeconfig
+    return Desired(tuple(flags), files)
+
+
+def as_text(desired: Desired) -> str:
+    """Give the flags as they stand on a command line, one a line."""
+    return "\n".join(f"--{flag.name}={flag.value}" for flag in desired.flags)
+
+
+def commands(listen: Listen, kubeconfig: str, *, authorization: bool) -> str:
+    """Give the commands that have the Charmed Kubernetes control plane ask us, without any flag of ours.
+
+    They are its charm's own options: `authn-webhook-endpoint` shows no client certificate, and
+    `authorization-webhook-config-file` takes the kubeconfig's text.
+    """
+    lines = [f"juju config kubernetes-control-plane authn-webhook-endpoint={listen.url}"]
+    if authorization:
+        lines += [
+            "juju config kubernetes-control-plane authorization-mode=Node,RBAC,Webhook \\",
+            "  authorization-webhook-config-file=\"$(cat <<'EOF'",
+            kubeconfig.rstrip("\n"),
+            "EOF",
+            ')"',
+        ]
+    return "\n".join(lines)
