@@ -9,41 +9,40 @@ hooks; a hook that fails puts the unit into the error state until it is run agai
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import tempfile
 import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import yaml
 
 from testbed import hook_tools
 from testbed.cache import TestbedError
+from testbed.machine import Machine
 
 JUJU_VERSION = "3.6.9"
 MODEL = "k8s"
 HOOK_TIMEOUT = 900.0  # seconds; Juju has none, a test must
 
 
-class Machine(Protocol):
-    """What the agent needs of a machine."""
-
-    address: str
-
-    def run(
-        self, command: Sequence[str], *, input: str | None = None, check: bool = True, timeout: float = 60
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command as root inside."""
-        ...
-
-    def push(self, source: Path, target: str) -> None:
-        """Copy a file or a folder into the machine, where `target` is its new path."""
-        ...
+# Run on the machine: zipfile drops modes and links, so they are set from what the archive says of them.
+UNPACK = """
+import os, sys, zipfile
+from pathlib import Path
+archive = zipfile.ZipFile(sys.argv[1])
+for entry in archive.infolist():
+    path, mode = Path(archive.extract(entry, sys.argv[2])), entry.external_attr >> 16
+    if mode & 0o170000 == 0o120000:
+        target = path.read_text()
+        path.unlink()
+        path.symlink_to(target)
+    elif mode:
+        path.chmod(mode & 0o7777)
+"""
 
 
 class Status(NamedTuple):
@@ -215,12 +214,7 @@ class Unit:
             else:
                 self.hook(one)
         self._related = False
-        self.machine.run(["rm", "-rf", self._folder, self._tools])
-
-    def close(self) -> None:
-        """Forget the unpacked charm on this side."""
-        if self._charm is not None:
-            shutil.rmtree(self._charm, ignore_errors=True)
+        self.machine.run("rm", "-rf", self._folder, self._tools)
 
     def __str__(self) -> str:
         """The unit's line of `juju status`."""
@@ -281,7 +275,7 @@ class Unit:
             "action": action,
             "address": self.machine.address,
         }
-        self._write(f"{self._tools}/context.json", json.dumps(context))
+        self.machine.write(f"{self._tools}/context.json", json.dumps(context), 0o600)
         environment = {
             "APT_LISTCHANGES_FRONTEND": "none",
             "CHARM_DIR": f"{self._folder}/charm",
@@ -305,7 +299,7 @@ class Unit:
         }
         command = ["env", "-i", f"--chdir={self._folder}/charm"]
         command += [f"{name}={value}" for name, value in environment.items()] + ["./dispatch"]
-        done = self.machine.run(command, check=False, timeout=HOOK_TIMEOUT)
+        done = self.machine.run(*command, check=False, timeout=HOOK_TIMEOUT)
         effects = self._effects()
         for effect in effects:
             if effect["kind"] == "status" and not effect["application"]:
@@ -319,36 +313,27 @@ class Unit:
 
     def _effects(self) -> list[dict[str, Any]]:
         path = f"{self._tools}/effects.jsonl"
-        text = self.machine.run(["sh", "-c", f"cat {path} 2>/dev/null; rm -f {path}"]).stdout
+        text = self.machine.shell(f"test ! -e {path} || {{ cat {path}; rm {path}; }}")
         return [json.loads(line) for line in text.splitlines()]
 
     # The charm and its configuration
 
     def _take(self, charm: Path) -> None:
-        """Unpack the charm on this side; what it declares is read from there."""
-        self.close()
-        self._charm = Path(tempfile.mkdtemp(prefix="charm-"))
-        with zipfile.ZipFile(charm) as archive:
-            for entry in archive.infolist():
-                path = Path(archive.extract(entry, self._charm))
-                mode = entry.external_attr >> 16
-                if mode & 0o170000 == 0o120000:  # a symbolic link, which zipfile writes as a file with its target
-                    target = path.read_text()
-                    path.unlink()
-                    path.symlink_to(target)
-                elif mode:
-                    path.chmod(mode & 0o7777)
-        options = self._yaml("config.yaml").get("options", {})
-        self._options = options
-        self._config = {name: value for name, value in self._config.items() if name in options}
+        """Read what the charm declares; options that it no longer has are forgotten."""
+        self._charm = charm
+        self._options = self._yaml("config.yaml").get("options", {})
+        self._config = {name: value for name, value in self._config.items() if name in self._options}
 
     def _install(self) -> None:
-        assert self._charm is not None
-        self.machine.run(["sh", "-c", f"rm -rf {self._folder}/charm && mkdir -p {self._folder} {self._tools}"])
-        self.machine.push(self._charm, f"{self._folder}/charm")
-        self._write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_text())
-        links = "\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS)
-        self.machine.run(["sh", "-c", f"chmod 755 {self._tools}/hook-tool\n{links}"])
+        """Put charm and hook tools on the machine."""
+        assert self._charm is not None, "deploy first"
+        machine, packed = self.machine, f"{self._folder}/charm.zip"
+        machine.write(packed, self._charm.read_bytes())
+        machine.run("rm", "-rf", f"{self._folder}/charm")
+        machine.run("python3", "-c", UNPACK, packed, f"{self._folder}/charm")
+        machine.run("rm", packed)
+        machine.write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_bytes(), 0o755)
+        machine.shell("\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS))
 
     def _set(self, options: Mapping[str, Any]) -> None:
         """Check values as the controller does before it takes them."""
@@ -370,8 +355,5 @@ class Unit:
 
     def _yaml(self, name: str) -> dict[str, Any]:
         assert self._charm is not None, "deploy first"
-        path = self._charm / name
-        return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
-
-    def _write(self, path: str, text: str) -> None:
-        self.machine.run(["sh", "-c", f"cat > {path}"], input=text)
+        with zipfile.ZipFile(self._charm) as archive:
+            return yaml.safe_load(archive.read(name)) or {} if name in archive.namelist() else {}
