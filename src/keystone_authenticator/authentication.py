@@ -1,0 +1,503 @@
+"""Who is the holder of this token? Routes tokens by their shape, remembers verdicts, and asks whoever is to be asked.
+
+A token with Keystone's shape goes to Keystone (or the backend in its place) and nowhere else; any other goes to the
+token webhook that our flag displaced, if the request came with the API server's client certificate, and to nobody
+otherwise. "No" and "cannot tell" are different answers. Tokens are kept nowhere: caches are keyed by a hash under a
+key that lives as long as the process. A new source of identities is one class with `cached`, `claims` and `answer`,
+and one line where `Authenticator` is put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import orjson
+
+from keystone_authenticator import reviews
+from keystone_authenticator.backend import Backend
+from keystone_authenticator.chain import ChainedWebhook, claims_to_be_ours
+from keystone_authenticator.identity import Identity, Naming, UnusableIdentityError
+from keystone_authenticator.keystone import DEADLINE, Keystone, Memberships, Refused
+from keystone_authenticator.outbound import CannotTell
+from keystone_authenticator.reviews import TokenReview, Verdict
+
+logger = logging.getLogger("keystone_authenticator.authentication")
+
+LONGEST_TOKEN = 16 * 1024
+MOST_TOKENS = 50_000
+MOST_REFUSALS = 10_000
+MOST_CALLS = 256
+# A refusal of Keystone's is believed this long: garbage costs one call, and who was locked out by mistake is back soon.
+REFUSAL_TTL = 10.0
+# Who was known waits no longer for a slow Keystone than this, if the grace covers it.
+PATIENCE = 1.5
+# While Keystone gives no answers, one call in so many seconds finds out whether it does again.
+PROBE_EVERY = 1.0
+_FAILURES_TO_OPEN = 3
+
+_CLOCK_SKEW = 300
+_OLDEST_TOKEN = 5 * 366 * 86400
+
+Value = TypeVar("Value")
+
+
+# ------------------------------------------------------------------------------------------------------- the shape of
+# tokens
+
+
+def has_keystone_shape(token: str, now: float | None = None) -> bool:
+    """Whether Keystone could have made this token, as far as its outside tells: a Fernet token, or a JWS."""
+    if len(token) > LONGEST_TOKEN:
+        return False
+    return _is_fernet(token, time.time() if now is None else now) or _is_jws(token)
+
+
+def _decode(text: str) -> bytes | None:
+    """Strict url-safe base64: one spelling, with its padding or without (Keystone cuts it off)."""
+    bare = text.rstrip("=")
+    padded = bare + "=" * (-len(bare) % 4)
+    if text not in (bare, padded):
+        return None
+    try:
+        raw = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return raw if base64.urlsafe_b64encode(raw) == padded.encode() else None
+
+
+def _is_fernet(token: str, now: float) -> bool:
+    # version 0x80, 8 bytes of time, 16 of initial vector, blocks of 16, 32 of HMAC (github.com/fernet/spec)
+    if not token.startswith("gA"):
+        return False
+    raw = _decode(token)
+    if raw is None or len(raw) < 73 or (len(raw) - 57) % 16 or raw[0] != 0x80:
+        return False
+    issued = int.from_bytes(raw[1:9], "big")
+    return now - _OLDEST_TOKEN <= issued <= now + _CLOCK_SKEW
+
+
+def _is_jws(token: str) -> bool:
+    if not token.startswith("eyJ") or token.count(".") != 2:
+        return False
+    parts = [_decode(part) for part in token.split(".")]
+    if parts[0] is None or parts[1] is None or parts[2] is None or len(parts[2]) != 64 or "=" in token:
+        return False
+    try:
+        header, payload = orjson.loads(parts[0]), orjson.loads(parts[1])
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(header, dict) or not isinstance(payload, dict) or header.get("alg") != "ES256":
+        return False
+    methods = payload.get("openstack_methods")
+    return isinstance(methods, list) and all(isinstance(method, str) for method in methods)
+
+
+# ------------------------------------------------------------------------------------------------------------- caches
+
+
+class Cache(Generic[Value]):
+    """A dictionary that forgets its oldest entry when it is full."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._entries: dict[Any, Value] = {}
+        self.get = self._entries.get
+
+    def put(self, key: object, value: Value) -> None:
+        """Add or renew an entry."""
+        self._entries.pop(key, None)
+        while len(self._entries) >= self._most:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = value
+
+    def drop(self, key: object) -> None:
+        """Remove an entry if it is there."""
+        self._entries.pop(key, None)
+
+    def keep(self, wanted: Any) -> None:
+        """Remove the entries whose value is not `wanted`."""
+        for key in [key for key, value in self._entries.items() if not wanted(value)]:
+            del self._entries[key]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A verdict in the user's favour. `checked_at` and `until` are of the monotonic clock, `expires_at` of the epoch's.
+
+    `until` ends it whatever comes (a group membership that ends); `lasts` says whether grace is possible, as its
+    expiry is known.
+    """
+
+    identity: Identity
+    checked_at: float
+    until: float
+    expires_at: float
+    lasts: bool = True
+
+
+class Breaker:
+    """Stops calls to a service that gives no answers, but for one a second that finds out whether it does again.
+
+    One unreachable address opens it, other failures three in a row, as a single request may be what is wrong.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open = False
+        self._next_probe = 0.0
+        self.reason = ""
+
+    def admits(self) -> bool:
+        """Whether a call may be made now."""
+        if not self._open:
+            return True
+        now = time.monotonic()
+        if now < self._next_probe:
+            return False
+        self._next_probe = now + PROBE_EVERY
+        return True
+
+    def succeeded(self) -> None:
+        """A verdict came."""
+        self._failures = 0
+        self._open = False
+
+    def failed(self, error: CannotTell) -> None:
+        """None came."""
+        self._failures += 1
+        self.reason = str(error)
+        if not self._open and (error.unreachable or self._failures >= _FAILURES_TO_OPEN):
+            self._open = True
+            self._next_probe = time.monotonic() + PROBE_EVERY
+            logger.warning("no answers from where Keystone's tokens are checked: %s", error)
+
+
+# --------------------------------------------------------------------------------------------------------- Keystone's
+# tokens
+
+
+class Validator(Protocol):
+    """Somebody who can say whose a Keystone token is."""
+
+    async def known(self, token: str) -> Known:
+        """Whose token it is; raises `Refused` or `CannotTell`."""
+        ...
+
+    async def close(self) -> None:
+        """Close its connections."""
+        ...
+
+
+class KeystoneValidator:
+    """Asks Keystone, once a token where the groups of its holder are known already."""
+
+    def __init__(self, keystone: Keystone, naming: Naming, ttl: float, grace: float) -> None:
+        self._keystone = keystone
+        self._naming = naming
+        self._ttl = ttl
+        self._grace = grace
+        self._memberships: Cache[tuple[float, Memberships]] = Cache(MOST_TOKENS)
+        # One object for all tokens of a user and project: its serialised answers are what takes the room.
+        self._identities: Cache[Identity] = Cache(MOST_TOKENS)
+
+    async def known(self, token: str) -> Known:
+        """Validate the token and look its holder's groups up; together within the deadline."""
+        try:
+            return await asyncio.wait_for(self._known(token), DEADLINE)
+        except asyncio.TimeoutError:
+            raise CannotTell(f"Keystone did not answer within {DEADLINE:g} s") from None
+
+    async def _known(self, token: str) -> Known:
+        asked_at = time.monotonic()
+        valid = await self._keystone.validate(token)
+        account = valid.account
+        listed_at, memberships = await self._groups(token, account.user_id)
+        try:
+            identity = self._naming.identity(account, memberships.groups)
+        except UnusableIdentityError as error:
+            raise Refused(str(error)) from None
+        until = float("inf")
+        if memberships.until is not None:
+            until = time.monotonic() + memberships.until - time.time()
+        key = (account.user_id, account.project_id, account.application_credential_id)
+        same = self._identities.get(key)
+        if same is not None and same == identity:
+            identity = same
+        else:
+            self._identities.put(key, identity)
+        return Known(identity, min(asked_at, listed_at), until, valid.expires_at)
+
+    async def _groups(self, token: str, user_id: str) -> tuple[float, Memberships]:
+        found = self._memberships.get(user_id)
+        now = time.monotonic()
+        lasts = found is not None and (found[1].until is None or time.time() < found[1].until)
+        if found is not None and lasts and now - found[0] < self._ttl:
+            return found
+        try:
+            memberships = await self._keystone.memberships(token, user_id)
+        except CannotTell:
+            if found is not None and lasts and now - found[0] < self._ttl + self._grace:
+                return found
+            raise
+        self._memberships.put(user_id, (now, memberships))
+        return now, memberships
+
+    async def close(self) -> None:
+        """Close the connections to Keystone."""
+        await self._keystone.close()
+
+
+class BackendValidator:
+    """Asks the service that stands in Keystone's place. It names no expiry, so that there can be no grace."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def known(self, token: str) -> Known:
+        """Ask the backend."""
+        asked_at = time.monotonic()
+        identity = await self._backend.identity(token)
+        return Known(identity, asked_at, float("inf"), float("inf"), lasts=False)
+
+    async def close(self) -> None:
+        """Close the connections to the backend."""
+        await self._backend.close()
+
+
+class KeystoneTokens:
+    """The source for tokens of Keystone's shape, with cache, single flight and grace."""
+
+    def __init__(self, validator: Validator, ttl: float, grace: float) -> None:
+        self._validator = validator
+        self._ttl = ttl
+        self._grace = grace
+        self._known: Cache[Known] = Cache(MOST_TOKENS)
+        self._refused: Cache[float] = Cache(MOST_REFUSALS)
+        self._flights: dict[bytes, asyncio.Task[Known | Refused | CannotTell]] = {}
+        self._breaker = Breaker()
+
+    def cached(self, review: TokenReview, digest: bytes) -> bytes | None:
+        """The answer, if it is known and fresh."""
+        known = self._known.get(digest)
+        if known is not None:
+            now = time.monotonic()
+            if now - known.checked_at < self._ttl and now < known.until and time.time() < known.expires_at:
+                return reviews.authenticated(review.version, known.identity)
+            return None
+        refused_until = self._refused.get(digest)
+        if refused_until is not None and time.monotonic() < refused_until:
+            return reviews.refused(review.version)
+        return None
+
+    def claims(self, review: TokenReview) -> bool:
+        """Whether this source is the one to ask."""
+        return has_keystone_shape(review.token)
+
+    async def answer(self, review: TokenReview, digest: bytes) -> bytes:
+        """Ask, or fall back on what was known within the grace."""
+        outcome = await self._verdict(review.token, digest)
+        if isinstance(outcome, Known):
+            return reviews.authenticated(review.version, outcome.identity)
+        if isinstance(outcome, Refused):
+            return reviews.refused(review.version)
+        return reviews.cannot_tell(review.version, str(outcome))
+
+    def _in_grace(self, digest: bytes) -> Known | None:
+        known = self._known.get(digest)
+        if known is None or not known.lasts or not self._grace:
+            return None
+        now = time.monotonic()
+        age = now - known.checked_at
+        good = age < self._ttl + self._grace and now < known.until and time.time() < known.expires_at
+        return known if good else None
+
+    async def _verdict(self, token: str, digest: bytes) -> Known | Refused | CannotTell:
+        flight = self._flights.get(digest)
+        stale = self._in_grace(digest)
+        if flight is None:
+            if len(self._flights) >= MOST_CALLS:
+                return stale or CannotTell("too many calls to Keystone at once")
+            if not self._breaker.admits():
+                return stale or CannotTell(self._breaker.reason)
+            flight = asyncio.get_running_loop().create_task(self._ask(token, digest))
+            self._flights[digest] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(digest, None))
+        # Shielded: whoever waits may go away, the verdict is for all who wait.
+        if stale is None:
+            return await asyncio.shield(flight)
+        done, _ = await asyncio.wait((flight,), timeout=PATIENCE)
+        if not done:
+            return stale
+        outcome = flight.result()
+        return stale if isinstance(outcome, CannotTell) else outcome
+
+    async def _ask(self, token: str, digest: bytes) -> Known | Refused | CannotTell:
+        try:
+            known = await self._validator.known(token)
+        except Refused as refusal:
+            self._breaker.succeeded()
+            self._known.drop(digest)
+            self._refused.put(digest, time.monotonic() + REFUSAL_TTL)
+            logger.info("a Keystone token was refused: %s", refusal)
+            return refusal
+        except CannotTell as error:
+            self._breaker.failed(error)
+            return error
+        except Exception as error:
+            logger.exception("a fault of ours while a Keystone token was checked")
+            return CannotTell(f"an internal fault ({type(error).__name__})")
+        self._breaker.succeeded()
+        self._refused.drop(digest)
+        self._known.put(digest, known)
+        return known
+
+    def sweep(self) -> None:
+        """Forget what is of no use any more."""
+        now, wall = time.monotonic(), time.time()
+        oldest = now - self._ttl - self._grace
+        self._known.keep(lambda known: known.checked_at > oldest and known.until > now and known.expires_at > wall)
+        self._refused.keep(lambda until: until > now)
+
+    async def close(self) -> None:
+        """Close the validator's connections."""
+        await self._validator.close()
+
+
+# -------------------------------------------------------------------------------------------------- the cluster's own
+# tokens
+
+
+class ClusterTokens:
+    """The source for all other tokens: the displaced webhook; its verdicts are kept as long as they were before us."""
+
+    def __init__(self, webhook: ChainedWebhook | None, problem: str | None = None) -> None:
+        """Without `webhook` everything is refused; with a `problem` nothing can be told."""
+        self._webhook = webhook
+        self._problem = problem
+        self._verdicts: Cache[tuple[float, Verdict]] = Cache(MOST_TOKENS)
+        self._flights: dict[bytes, asyncio.Task[Verdict | CannotTell]] = {}
+
+    @staticmethod
+    def _key(review: TokenReview, digest: bytes) -> bytes:
+        if not review.audiences:
+            return digest
+        return hashlib.blake2b(orjson.dumps(review.audiences), key=digest, digest_size=16).digest()
+
+    def cached(self, review: TokenReview, digest: bytes) -> bytes | None:
+        """The answer, if it is known and fresh."""
+        found = self._verdicts.get(self._key(review, digest))
+        if found is None or time.monotonic() >= found[0]:
+            return None
+        return _passed_on(review, found[1])
+
+    def claims(self, review: TokenReview) -> bool:  # noqa: ARG002  the last source looks at nothing
+        """Whatever no other source claims."""
+        return True
+
+    async def answer(self, review: TokenReview, digest: bytes) -> bytes:
+        """Ask the displaced webhook."""
+        if self._problem is not None:
+            return reviews.cannot_tell(review.version, self._problem)
+        if self._webhook is None:
+            return reviews.refused(review.version)
+        key = self._key(review, digest)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._ask(self._webhook, review, key))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        outcome = await asyncio.shield(flight)
+        if isinstance(outcome, CannotTell):
+            return reviews.cannot_tell(review.version, str(outcome))
+        return _passed_on(review, outcome)
+
+    async def _ask(self, webhook: ChainedWebhook, review: TokenReview, key: bytes) -> Verdict | CannotTell:
+        try:
+            verdict = await webhook.review(review)
+        except CannotTell as error:
+            logger.warning("%s", error)
+            return error
+        except Exception as error:
+            logger.exception("a fault of ours while the cluster's own token webhook was asked")
+            return CannotTell(f"an internal fault ({type(error).__name__})")
+        if verdict.identity is None and verdict.error:
+            return CannotTell(verdict.error)
+        reason = claims_to_be_ours(verdict)
+        if reason is not None:
+            logger.warning("an answer of the cluster's own token webhook was refused: %s", reason)
+            verdict = Verdict(None, None, None)
+        if webhook.displaced.ttl > 0:
+            self._verdicts.put(key, (time.monotonic() + webhook.displaced.ttl, verdict))
+        return verdict
+
+    def sweep(self) -> None:
+        """Forget what is of no use any more."""
+        now = time.monotonic()
+        self._verdicts.keep(lambda entry: entry[0] > now)
+
+    async def close(self) -> None:
+        """Close the connections to the webhook."""
+        if self._webhook is not None:
+            await self._webhook.close()
+
+
+def _passed_on(review: TokenReview, verdict: Verdict) -> bytes:
+    if verdict.identity is None:
+        return reviews.refused(review.version)
+    audiences: Sequence[str] = ()
+    if verdict.audiences is not None and review.audiences:
+        audiences = [audience for audience in verdict.audiences if audience in review.audiences]
+        # Without audiences the API server would take the token for its own.
+        if not audiences:
+            return reviews.refused(review.version)
+    return reviews.authenticated(review.version, verdict.identity, audiences)
+
+
+# ------------------------------------------------------------------------------------------------------------- all of
+# them
+
+
+class Authenticator:
+    """Answers TokenReviews from the first source that claims the token."""
+
+    def __init__(self, keystone: KeystoneTokens, cluster: ClusterTokens) -> None:
+        self._key = secrets.token_bytes(32)
+        self.keystone = keystone
+        self.cluster = cluster
+
+    def answer(self, review: TokenReview, certified: bool) -> bytes | Coroutine[Any, Any, bytes]:
+        """The answer's JSON at once, or a coroutine for it; `certified`: it came with the API server's certificate."""
+        token = review.token
+        if not token:
+            return reviews.cannot_tell(review.version, "the review has no token")
+        digest = hashlib.blake2b(token.encode(), key=self._key, digest_size=16).digest()
+        cached = self.keystone.cached(review, digest)
+        if cached is not None:
+            return cached
+        if certified:
+            cached = self.cluster.cached(review, digest)
+            if cached is not None:
+                return cached
+        if self.keystone.claims(review):
+            return self.keystone.answer(review, digest)
+        # Without the certificate it is somebody else's webhook that calls us: to call back would be a loop.
+        if certified and len(token) <= LONGEST_TOKEN:
+            return self.cluster.answer(review, digest)
+        return reviews.refused(review.version)
+
+    def sweep(self) -> None:
+        """Forget what is of no use any more."""
+        self.keystone.sweep()
+        self.cluster.sweep()

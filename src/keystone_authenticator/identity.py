@@ -1,0 +1,195 @@
+"""Who a Keystone user is to Kubernetes: user name, groups and extra, in both modes, and back for access reviews.
+
+Native names cannot be forged: every part that somebody can choose is percent-encoded, so that the separators `:` and
+`@` are ours alone, and a name of another domain than the default one ends in its domain's ID (not its name, which can
+be used again). In upstream-compatible mode the names are Keystone's, bare; there the names that Kubernetes keeps for
+itself are all that is held back. This module asks nobody anything; it only spells names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+PREFIX = "keystone:"
+
+# The keys of k8s-keystone-auth, which existing policies, audit rules and bindings of other software read.
+EXTRA_PREFIX = "alpha.kubernetes.io/identity/"
+ROLES = EXTRA_PREFIX + "roles"
+PROJECT_ID = EXTRA_PREFIX + "project/id"
+PROJECT_NAME = EXTRA_PREFIX + "project/name"
+PROJECT_DOMAIN_ID = EXTRA_PREFIX + "project/domain/id"
+USER_DOMAIN_ID = EXTRA_PREFIX + "user/domain/id"
+USER_DOMAIN_NAME = EXTRA_PREFIX + "user/domain/name"
+APPLICATION_CREDENTIAL_ID = EXTRA_PREFIX + "application-credential/id"
+
+_RESERVED = ("system:", "kubeadm:")
+
+
+class UnusableIdentityError(Exception):
+    """Keystone knows this user, but Kubernetes must not see it under its name; the message says why."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A Keystone group as its members see it."""
+
+    name: str
+    domain_id: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """What Keystone says about the holder of a project-scoped token."""
+
+    user_id: str
+    user_name: str
+    user_domain_id: str
+    user_domain_name: str
+    project_id: str
+    project_name: str
+    project_domain_id: str
+    roles: tuple[str, ...]
+    application_credential_id: str | None = None
+
+
+@dataclass(frozen=True, eq=True)
+class Identity:
+    """A Kubernetes user; `answers` keeps the serialised reviews that say so, by API version."""
+
+    username: str
+    uid: str
+    groups: tuple[str, ...]
+    extra: tuple[tuple[str, tuple[str, ...]], ...]
+    answers: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who an access review is about, as a policy compares it: each set holds every spelling that may match."""
+
+    users: frozenset[str]
+    groups: frozenset[str]
+    projects: frozenset[str]
+    roles: frozenset[str]
+
+
+def encode(name: str) -> str:
+    """Percent-encode a name (UTF-8) but for `A-Za-z0-9._-`; injective, and free of `:`, `@` and `/`."""
+    return quote(name, safe="").replace("~", "%7E")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Kubernetes or this project keeps the name for itself, other case and white space around it included."""
+    return name.strip().casefold().startswith((*_RESERVED, PREFIX))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How names are spelled: the domain whose names go bare, and the mode."""
+
+    default_domain: str
+    upstream_compatible: bool
+
+    def _qualified(self, name: str, domain_id: str) -> str:
+        return encode(name) if domain_id == self.default_domain else f"{encode(name)}@{encode(domain_id)}"
+
+    def user(self, name: str, domain_id: str) -> str:
+        """The native user name."""
+        return PREFIX + self._qualified(name, domain_id)
+
+    def group(self, name: str, domain_id: str) -> str:
+        """The native name of a Keystone group."""
+        return f"{PREFIX}group:{self._qualified(name, domain_id)}"
+
+    @staticmethod
+    def project(project_id: str) -> str:
+        """The native group of everybody with a role in the project."""
+        return f"{PREFIX}project:{encode(project_id)}"
+
+    @classmethod
+    def role(cls, project_id: str, role: str) -> str:
+        """The native group of everybody with this role in the project."""
+        return f"{cls.project(project_id)}:role:{encode(role)}"
+
+    def identity(self, account: Account, groups: Sequence[Group]) -> Identity:
+        """The Kubernetes user for a Keystone account.
+
+        Raises:
+            UnusableIdentityError: in upstream-compatible mode, the user's bare name is one that Kubernetes keeps for
+            itself.
+
+        """
+        if self.upstream_compatible:
+            if is_reserved(account.user_name):
+                raise UnusableIdentityError(f"the user name {account.user_name!r} is reserved")
+            username = account.user_name
+            bare = [group.name for group in groups if not is_reserved(group.name)]
+            members = (*dict.fromkeys((*sorted(bare), account.project_id)),)
+        else:
+            username = self.user(account.user_name, account.user_domain_id)
+            members = (
+                *sorted({self.group(group.name, group.domain_id) for group in groups}),
+                self.project(account.project_id),
+                *(self.role(account.project_id, role) for role in account.roles),
+            )
+        extra = [
+            (ROLES, account.roles),
+            (PROJECT_ID, (account.project_id,)),
+            (PROJECT_NAME, (account.project_name,)),
+            (PROJECT_DOMAIN_ID, (account.project_domain_id,)),
+            (USER_DOMAIN_ID, (account.user_domain_id,)),
+            (USER_DOMAIN_NAME, (account.user_domain_name,)),
+        ]
+        if account.application_credential_id is not None:
+            extra.append((APPLICATION_CREDENTIAL_ID, (account.application_credential_id,)))
+        return Identity(username, account.user_id, members, tuple(extra))
+
+    def subject(
+        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]]
+    ) -> Subject | None:
+        """Read a user in an access review; None if it did not come from here, so that there is nothing to say about it.
+
+        "Has extra" proves nothing, ordinary service accounts have some too: name, UID, project and domain must all be
+        there and fit.
+        """
+        if not username or not uid:
+            return None
+        project_id = _single(extra, PROJECT_ID)
+        user_domain = _single(extra, USER_DOMAIN_ID)
+        if not project_id or not user_domain:
+            return None
+        roles = frozenset(extra.get(ROLES, ()))
+        project_name = _single(extra, PROJECT_NAME)
+        if self.upstream_compatible:
+            if is_reserved(username):
+                return None
+            projects = {project_id, project_name} if project_name else {project_id}
+            return Subject(frozenset((username, uid)), frozenset(groups), frozenset(projects), roles)
+        project_domain = _single(extra, PROJECT_DOMAIN_ID)
+        if not project_domain or not username.startswith(PREFIX):
+            return None
+        name, at, domain = username[len(PREFIX) :].partition("@")
+        expected = "" if user_domain == self.default_domain else encode(user_domain)
+        if not name or ":" in username[len(PREFIX) :] or domain != expected or bool(at) != bool(expected):
+            return None
+        projects = {by_id(project_id)}
+        if project_name:
+            projects.add(by_name(project_name, project_domain))
+        return Subject(frozenset((username, by_id(uid))), frozenset(groups), frozenset(projects), roles)
+
+
+def by_id(identifier: str) -> str:
+    """The spelling under which native policies compare IDs; no name is ever spelled so."""
+    return f"\0{identifier}"
+
+
+def by_name(name: str, domain_id: str) -> str:
+    """The spelling under which native policies compare names of projects."""
+    return f"{name}\0{domain_id}"
+
+
+def _single(extra: Mapping[str, Sequence[str]], key: str) -> str:
+    values = extra.get(key, ())
+    return values[0] if len(values) == 1 else ""

@@ -1,0 +1,194 @@
+"""Calls to other services: Keystone, the displaced token webhook, an upstream authenticator. Bounded in time and size.
+
+No redirect is followed (a token would go along), no proxy is taken from the environment, no cookie is kept from one
+user's call to another's. What an answer means is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import aiohttp
+
+RETRY_AFTER = 0.1
+MAX_ANSWER = 2 * 1024 * 1024
+
+
+class CannotTell(Exception):
+    """No verdict could be had; the message says from whom and why, and names no secret.
+
+    `unreachable`: not even a connection was made, so that it is no matter of this one request.
+    """
+
+    def __init__(self, reason: str, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.unreachable = unreachable
+
+
+class _BrokenConnection(CannotTell):
+    """The connection could not be made or broke: another one may not."""
+
+
+class TlsMaterialError(Exception):
+    """Certificates or keys cannot be used; the message says which and why."""
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, whole."""
+
+    status: int
+    body: bytes
+
+
+def client_context(ca: str | None, certificate: bytes | None = None, key: bytes | None = None) -> ssl.SSLContext:
+    """A TLS context that verifies: against `ca` (PEM) alone, or the system's authorities if that is None.
+
+    Raises:
+        TlsMaterialError: one of them is no usable PEM.
+
+    """
+    try:
+        context = ssl.create_default_context(cadata=ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsMaterialError(f"the CA certificate is not usable PEM: {error}") from None
+    # On by default from Python 3.13; private authorities made by older tools (easyrsa) lack the extensions that it
+    # wants.
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    if certificate is not None:
+        load_certificate(context, certificate, key if key is not None else certificate)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Load a certificate and its key from memory, by way of anonymous files that no other user can open.
+
+    Raises:
+        TlsMaterialError: not PEM, or the two do not belong together.
+
+    """
+    descriptors: list[int] = []
+    try:
+        paths = []
+        for name, content in (("certificate", certificate), ("key", key)):
+            descriptor = os.memfd_create(name)
+            descriptors.append(descriptor)
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(content)
+            paths.append(f"/proc/self/fd/{descriptor}")
+        # An encrypted key would otherwise ask for its password on the terminal.
+        context.load_cert_chain(paths[0], paths[1], password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise TlsMaterialError(f"certificate and key cannot be used: {error}") from None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class Client:
+    """A pool of connections to one service."""
+
+    def __init__(
+        self,
+        name: str,
+        context: ssl.SSLContext | None,
+        deadline: float,
+        limit: int = 32,
+        server_name: str | None = None,
+    ) -> None:
+        """Calls end after `deadline` seconds; `name` is what messages call the service."""
+        self._name = name
+        self._context = context
+        self._server_name = server_name
+        self._deadline = deadline
+        self._limit = limit
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=self._limit,
+                    ssl=self._context if self._context is not None else True,
+                    keepalive_timeout=30,
+                    ttl_dns_cache=10,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                headers={"User-Agent": "kubernetes-keystone", "Accept-Encoding": "identity"},
+            )
+        return self._session
+
+    async def call(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None, attempts: int = 1
+    ) -> Answer:
+        """One request, one answer of any status; repeated where the connection could not be made or broke.
+
+        Raises:
+            CannotTell: there was none in time, or it was too large.
+
+        """
+        end = time.monotonic() + self._deadline
+        for attempt in range(1, attempts + 1):
+            try:
+                return await self._once(method, url, headers, body, end - time.monotonic())
+            except _BrokenConnection as error:
+                if attempt == attempts or time.monotonic() + attempt * RETRY_AFTER >= end:
+                    raise CannotTell(str(error), unreachable=error.unreachable) from None
+            await asyncio.sleep(attempt * RETRY_AFTER)
+        raise AssertionError("unreachable")
+
+    async def _once(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
+        try:
+            async with self._open().request(
+                method,
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                server_hostname=self._server_name,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as response:
+                parts, size = [], 0
+                async for part in response.content.iter_any():
+                    size += len(part)
+                    if size > MAX_ANSWER:
+                        raise CannotTell(f"{self._name} answered with more than {MAX_ANSWER} bytes")
+                    parts.append(part)
+                return Answer(response.status, b"".join(parts))
+        except asyncio.TimeoutError:
+            raise CannotTell(f"{self._name} did not answer within {self._deadline:g} s") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise CannotTell(f"{self._name} cannot be reached: {_short(error)}", unreachable=True) from None
+        except aiohttp.ClientConnectorError as error:
+            raise _BrokenConnection(f"{self._name} cannot be reached: {_short(error)}", unreachable=True) from None
+        except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            raise _BrokenConnection(f"{self._name} closed the connection: {_short(error)}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise CannotTell(f"the call to {self._name} failed: {_short(error)}") from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _short(error: BaseException) -> str:
+    # aiohttp puts the request's headers into some messages, and a token is one: name the kind, and the cause where it
+    # is the system's.
+    cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({cause.verify_message})"
+    if isinstance(cause, socket.gaierror):
+        return "its name does not resolve"
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return type(cause).__name__

@@ -1,0 +1,806 @@
+"""The policy: parsed, checked, compiled, decided. Both of upstream's formats, upstream's verdicts or safer ones.
+
+A policy is a list; a request is allowed by the first item that allows it, and nothing here ever forbids: what no item
+allows, RBAC decides.
+
+| | native | upstream-compatible |
+| --- | --- | --- |
+| 32 or 64 hex digits | are compared with IDs only | with IDs and names |
+| any other value | with names of the default domain, `name@<domain ID>` | with names and IDs of any domain |
+| version 1 `pods` | does not cover `pods/exec`, which is named: `*/pods/exec` | covers all sub-resources |
+| version 1 `*/*` | covers sub-resources with the verb `*` only, else `*/*/*` does | covers all sub-resources |
+
+In a review there are no IDs of groups: a group given by hex digits is the group that holds everybody of the project
+with that ID, as upstream has it. This module knows nothing of HTTP or reviews' JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from keystone_authenticator.identity import Naming, Subject, by_id, by_name
+
+MAX_BYTES = 8 * 1024 * 1024
+MAX_DEPTH = 32
+MAX_VALUES = 1_000_000
+
+_ITEM_KEYS = ("users", "resource_permissions", "nonresource_permissions", "resource", "nonresource", "match")
+_PERMISSION_KEYS = ("resource_permissions", "nonresource_permissions", "resource", "nonresource")
+_MATCH_TYPES = ("user", "group", "project", "role")
+# The last line is how upstream's documentation and older API servers call requests to proxied services and containers.
+_RESOURCE_VERBS = frozenset(
+    (
+        *("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"),
+        *("bind", "escalate", "impersonate", "approve", "sign", "attest", "use"),
+        *("proxy", "post", "put", "head", "options", "connect"),
+    )
+)
+_PATH_VERBS = frozenset(["get", "head", "post", "put", "patch", "delete", "options", "connect"])
+_HEX_ID = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{64})\Z")
+
+# (path from the top of the policy) -> 1-based line
+Lines = dict[tuple[int | str, ...], int]
+
+
+def is_id(value: str) -> bool:
+    """Whether a policy's value is taken for an ID: 32 or 64 hex digits."""
+    return _HEX_ID.match(value) is not None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a policy: `item` and `line` count from 1, `key` is the path inside the item."""
+
+    item: int | None
+    line: int | None
+    key: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = [f"item {self.item}"] if self.item is not None else []
+        where += [f"line {self.line}"] if self.line is not None else []
+        where += [self.key] if self.key else []
+        return f"{', '.join(where)}: {self.reason}" if where else self.reason
+
+
+class PolicyError(Exception):
+    """The policy cannot be used; the message names item, line, key and reason of the first error."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}")
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome of a validation: the items are usable if there are no errors."""
+
+    items: list[dict[str, Any]] | None
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+
+class Request(NamedTuple):
+    """What an access review asks for: a resource, or a path if `resource_request` is false."""
+
+    resource_request: bool
+    verb: str
+    namespace: str = ""
+    api_group: str = ""
+    resource: str = ""
+    subresource: str = ""
+    path: str = ""
+
+    @property
+    def target(self) -> str:
+        """What is asked for, for people."""
+        if not self.resource_request:
+            return f"the path {self.path}"
+        sub = f"/{self.subresource}" if self.subresource else ""
+        group = f" of {self.api_group}" if self.api_group else ""
+        where = f"namespace {self.namespace}" if self.namespace else "no namespace, or all of them"
+        return f"{self.resource}{sub}{group} in {where}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which item (counted from 1) allows a request, or why each item that came near does not."""
+
+    allowed: bool
+    item: int | None
+    reason: str
+    misses: tuple[tuple[int, str], ...]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# parsing
+
+
+def read(text: bytes) -> tuple[Any, Lines]:
+    """Parse JSON or YAML; in YAML every scalar but null is a text (`no` is a name, so is `1234`).
+
+    Raises:
+        PolicyError: neither; the message has the line.
+
+    """
+    if len(text) > MAX_BYTES:
+        raise PolicyError([Problem(None, None, None, f"longer than {MAX_BYTES} bytes")])
+    try:
+        return orjson.loads(text), {}
+    except orjson.JSONDecodeError:
+        return _read_yaml(text)
+
+
+def _read_yaml(text: bytes) -> tuple[Any, Lines]:
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        # libyaml's composer recurses on the C stack: look at the nesting first, from the events.
+        depth = 0
+        for event in yaml.parse(text, Loader=loader):
+            if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    line = event.start_mark.line + 1 if event.start_mark else None
+                    raise PolicyError([Problem(None, line, None, "nested too deeply")])
+            elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+                depth -= 1
+        root = yaml.compose(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        hint = " (a `*` that stands alone needs quotes)" if "alias" in reason else ""
+        raise PolicyError([Problem(None, mark.line + 1 if mark else None, None, f"not YAML: {reason}{hint}")]) from None
+    except ValueError as error:
+        raise PolicyError([Problem(None, None, None, f"not a text in UTF-8: {error}")]) from None
+    if root is None:
+        return None, {}
+    lines: Lines = {}
+    budget = [MAX_VALUES]
+    return _plain(root, (), lines, budget), lines
+
+
+def _plain(node: Any, path: tuple[int | str, ...], lines: Lines, budget: list[int]) -> Any:
+    import yaml
+
+    line = node.start_mark.line + 1
+    lines[path] = line
+    budget[0] -= 1
+    # Aliases can make a short text an endless value.
+    if budget[0] < 0 or len(path) > MAX_DEPTH:
+        raise PolicyError([Problem(None, line, None, "too large once its aliases are resolved")])
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*path, index), lines, budget) for index, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            key_line = key_node.start_mark.line + 1
+            if key is None or key in mapping:
+                reason = "a key must be a text" if key is None else f"the key {key!r} stands here twice"
+                item = path[0] + 1 if path and isinstance(path[0], int) else None
+                raise PolicyError([Problem(item, key_line, key, reason)])
+            mapping[key] = _plain(value_node, (*path, key), lines, budget)
+            lines[(*path, key)] = key_line
+        return mapping
+    return None if node.tag == "tag:yaml.org,2002:null" and not node.style else node.value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# checking
+
+
+class _Checker:
+    def __init__(self, lines: Lines, upstream_compatible: bool | None) -> None:
+        self.lines = lines
+        self.upstream_compatible = upstream_compatible
+        self.errors: list[Problem] = []
+        self.warnings: list[Problem] = []
+
+    def _problem(self, path: tuple[int | str, ...], reason: str) -> Problem:
+        line = None
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.lines:
+                line = self.lines[path[:length]]
+                break
+        item = path[0] + 1 if path and isinstance(path[0], int) else None
+        key = None
+        for part in path[1:]:
+            part = f"[{part + 1}]" if isinstance(part, int) else part
+            key = part if key is None else f"{key}{'' if part.startswith('[') else '.'}{part}"
+        return Problem(item, line, key, reason)
+
+    def error(self, path: tuple[int | str, ...], reason: str) -> None:
+        self.errors.append(self._problem(path, reason))
+
+    def warn(self, path: tuple[int | str, ...], reason: str) -> None:
+        self.warnings.append(self._problem(path, reason))
+
+    def texts(self, value: object, path: tuple[int | str, ...], what: str) -> list[str]:
+        if not isinstance(value, list):
+            self.error(path, f"must be a list of {what}, found {_kind(value)}")
+            return []
+        for index, entry in enumerate(value):
+            if not isinstance(entry, str):
+                self.error((*path, index), f"must be a text, found {_kind(entry)}")
+                return []
+        return value
+
+    def mapping(self, value: object, path: tuple[int | str, ...], keys: Sequence[str] | None) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.error(path, f"must be a mapping, found {_kind(value)}")
+            return {}
+        for key in value:
+            if keys is not None and key not in keys:
+                self.error((*path, key), f"unknown key {key!r}, expected one of {', '.join(keys)}")
+        return value
+
+    # -- an item
+
+    def item(self, item: object, path: tuple[int | str, ...]) -> None:
+        entry = self.mapping(item, path, _ITEM_KEYS)
+        if not isinstance(item, dict):
+            return
+        present = {key for key, value in entry.items() if value is not None}
+        if not present.intersection(_PERMISSION_KEYS):
+            self.error(path, f"grants nothing: none of {', '.join(_PERMISSION_KEYS)} is there")
+        if "users" in present:
+            self.users(entry["users"], (*path, "users"))
+        if "resource_permissions" in present:
+            self.resource_permissions(entry["resource_permissions"], (*path, "resource_permissions"))
+        if "nonresource_permissions" in present:
+            self.path_permissions(entry["nonresource_permissions"], (*path, "nonresource_permissions"))
+        if "resource" in present:
+            self.resource(entry["resource"], (*path, "resource"))
+        if "nonresource" in present:
+            self.nonresource(entry["nonresource"], (*path, "nonresource"))
+        for old, new in (("resource", "resource_permissions"), ("nonresource", "nonresource_permissions")):
+            if {old, new} <= present:
+                self.warn((*path, old), f"is not looked at: {new} stands in the same item and comes first")
+        if "match" in present:
+            if present.intersection(("resource", "nonresource")):
+                self.match(entry["match"], (*path, "match"))
+            else:
+                self.warn((*path, "match"), "is not looked at: it belongs to resource and nonresource; use users")
+                self.match(entry["match"], (*path, "match"))
+        elif present.intersection(("resource", "nonresource")) and "users" not in present:
+            self.warn(path, "has no match: every Keystone user is meant")
+        if "users" not in present and present.intersection(("resource_permissions", "nonresource_permissions")):
+            self.warn(path, "has no users: every Keystone user is meant")
+
+    def users(self, value: object, path: tuple[int | str, ...]) -> None:
+        users = self.mapping(value, path, ("roles", "projects"))
+        if not isinstance(value, dict):
+            return
+        for key in ("roles", "projects"):
+            if users.get(key) is not None:
+                for index, entry in enumerate(self.texts(users[key], (*path, key), key)):
+                    self.value(entry, "role" if key == "roles" else "project", (*path, key, index))
+                    if entry == "*":
+                        self.warn(
+                            (*path, key, index), f"`*` is no wildcard in users.{key}: it is compared as it stands"
+                        )
+        if not users.get("projects"):
+            self.warn(path, "names no projects, so that nobody is meant")
+
+    def value(self, value: str, kind: str, path: tuple[int | str, ...]) -> None:
+        if self.upstream_compatible is True or not is_id(value):
+            return
+        if kind == "group":
+            self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
+        elif kind == "role":
+            self.warn(path, "looks like an ID, and a review names roles by name only: it matches nobody")
+
+    def verbs(self, value: object, path: tuple[int | str, ...], known: frozenset[str], fold: bool = False) -> None:
+        entries = self.texts(value, path, "verbs")
+        if value == []:
+            self.warn(path, "names no verb, so that nothing is allowed")
+        for index, verb in enumerate(entries):
+            if verb != "*" and (verb.lower() if fold else verb) not in known:
+                self.warn((*path, index), f"unknown verb {verb!r}")
+
+    def resource_permissions(self, value: object, path: tuple[int | str, ...]) -> None:
+        for key, verbs in self.mapping(value, path, None).items():
+            here = (*path, key)
+            self.verbs(verbs, here, _RESOURCE_VERBS, fold=True)
+            halves = [half.strip().lower() for half in _split(key)]
+            if self.upstream_compatible is True and key.count("/") != 1:
+                self.warn(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
+                continue
+            if len(halves) not in (2, 3):
+                self.warn(here, "is ignored: expected <namespace>/<resource> or <namespace>/<resource>/<sub-resource>")
+                continue
+            try:
+                for half in halves:
+                    _pattern(half)
+            except ValueError as error:
+                self.warn(here, f"is ignored: {error}")
+                continue
+            if "" in halves:
+                self.warn(here, "one side of the slash is empty, which no request is")
+            if len(halves) == 2 and self.upstream_compatible is not True:
+                self.sub_resources(halves[1], verbs, here)
+
+    def sub_resources(self, resource: str, verbs: object, path: tuple[int | str, ...]) -> None:
+        pattern = _pattern(resource)
+        every_verb = isinstance(verbs, list) and "*" in verbs
+        if pattern.everything and not every_verb:
+            self.warn(
+                path, "does not cover sub-resources, as upstream would have: add `…/*/*`, or name them (`…/pods/log`)"
+            )
+        elif not pattern.everything and (pattern.negated or {"pods", "services", "nodes"} & pattern.names):
+            self.warn(
+                path, "does not cover sub-resources such as pods/exec, as upstream would have: name them (`…/pods/log`)"
+            )
+
+    def path_permissions(self, value: object, path: tuple[int | str, ...]) -> None:
+        for key, verbs in self.mapping(value, path, None).items():
+            self.verbs(verbs, (*path, key), _PATH_VERBS)
+            if not key.startswith("/"):
+                self.warn((*path, key), "no request has such a path: a path begins with /")
+            elif key.endswith("*"):
+                self.warn(
+                    (*path, key), "`*` is no wildcard in nonresource_permissions: the path is compared as it stands"
+                )
+
+    def resource(self, value: object, path: tuple[int | str, ...]) -> None:
+        spec = self.mapping(value, path, ("verbs", "resources", "version", "namespace"))
+        if not isinstance(value, dict):
+            return
+        for key in ("verbs", "resources", "version", "namespace"):
+            if spec.get(key) is None:
+                self.error((*path, key) if key in spec else path, f"{key} is missing")
+        if spec.get("verbs") is not None:
+            self.verbs(spec["verbs"], (*path, "verbs"), _RESOURCE_VERBS)
+        if spec.get("resources") is not None:
+            for index, name in enumerate(self.texts(spec["resources"], (*path, "resources"), "resources")):
+                if name != "*" and name.startswith("*"):
+                    self.warn(
+                        (*path, "resources", index),
+                        "is compared as it stands; only `*` and `<resource>/*` are wildcards",
+                    )
+        for key in ("version", "namespace"):
+            if spec.get(key) is not None and not isinstance(spec[key], str):
+                self.error((*path, key), f"must be a text, found {_kind(spec[key])}")
+        if spec.get("version") in ("v1", "v1beta1", "v1beta2", "v2"):
+            self.warn((*path, "version"), "is compared with the API group (`apps`, `` for core), not with a version")
+
+    def nonresource(self, value: object, path: tuple[int | str, ...]) -> None:
+        spec = self.mapping(value, path, ("verbs", "path"))
+        if not isinstance(value, dict):
+            return
+        for key in ("verbs", "path"):
+            if spec.get(key) is None:
+                self.error((*path, key) if key in spec else path, f"{key} is missing")
+        if spec.get("verbs") is not None:
+            self.verbs(spec["verbs"], (*path, "verbs"), _PATH_VERBS)
+        if spec.get("path") is not None and not isinstance(spec["path"], str):
+            self.error((*path, "path"), f"must be a text, found {_kind(spec['path'])}")
+
+    def match(self, value: object, path: tuple[int | str, ...]) -> None:
+        if not isinstance(value, list):
+            self.error(path, f"must be a list, found {_kind(value)}")
+            return
+        if not value:
+            self.warn(path, "is empty: every Keystone user is meant")
+        for index, entry in enumerate(value):
+            here = (*path, index)
+            found = self.mapping(entry, here, ("type", "values"))
+            if not isinstance(entry, dict):
+                continue
+            kind = found.get("type")
+            if not isinstance(kind, str):
+                self.error(here, "type is missing" if kind is None else f"type must be a text, found {_kind(kind)}")
+            elif kind not in _MATCH_TYPES:
+                self.warn(here, f"unknown type {kind!r}, expected one of {', '.join(_MATCH_TYPES)}: nobody is meant")
+            if found.get("values") is None:
+                self.error(here, "values is missing")
+                continue
+            for position, text in enumerate(self.texts(found["values"], (*here, "values"), "values")):
+                self.value(text, str(kind), (*here, "values", position))
+            if found["values"] == []:
+                self.warn(here, "names no values, so that nobody is meant")
+
+
+def check(text: bytes, upstream_compatible: bool | None = None) -> Checked:
+    """Validate a policy's text; `upstream_compatible` None means that it is not known yet which mode it is for."""
+    try:
+        data, lines = read(text)
+    except PolicyError as error:
+        return Checked(None, error.problems, ())
+    checker = _Checker(lines, upstream_compatible)
+    if not isinstance(data, list):
+        hint = "it is empty" if data is None else f"found {_kind(data)}"
+        checker.error((), f"must be a list of items, {hint}")
+        return Checked(None, tuple(checker.errors), ())
+    for index, item in enumerate(data):
+        checker.item(item, (index,))
+    if not data:
+        checker.warn((), "has no items: nothing is allowed by it")
+    return Checked(None if checker.errors else data, tuple(checker.errors), tuple(checker.warnings))
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}"[:60], bool: "true or false"}
+    return "nothing" if value is None else names.get(type(value), "a number")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# compiling
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """One half of a version 1 key: some names, all of them, or all but some."""
+
+    names: frozenset[str]
+    everything: bool = False
+    negated: bool = False
+
+    def matches(self, name: str) -> bool:
+        return self.everything or (name in self.names) != self.negated
+
+    def matches_namespace(self, namespace: str) -> bool:
+        # A request about all namespaces, or about what has none, is met by `*` alone.
+        return self.matches(namespace) if namespace else self.everything
+
+    def literals(self) -> Iterable[str]:
+        """The names that an index can file this under."""
+        return ("*",) if self.everything or self.negated else self.names
+
+
+_EVERYTHING = _Pattern(frozenset(), everything=True)
+_LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
+
+
+def _split(key: str) -> list[str]:
+    """Split a version 1 key at its slashes, but not inside `[…]`."""
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(key):
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "/" and depth <= 0:
+            parts.append(key[start:index])
+            start = index + 1
+    return [*parts, key[start:]]
+
+
+def _pattern(half: str) -> _Pattern:
+    """Read one half of a version 1 key: `name`, `*`, `!name`, `['a', 'b']`, `!['a', 'b']`.
+
+    Raises:
+        ValueError: a bracket that is not a list of quoted names.
+
+    """
+    listed = _LIST.match(half)
+    if listed:
+        try:
+            names = orjson.loads(f"[{listed[2]}]".replace("'", '"'))
+        except orjson.JSONDecodeError:
+            raise ValueError(f"{half!r} is not a list of quoted names") from None
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{half!r} is not a list of quoted names")
+        negated = bool(listed[1])
+        if "*" in names:
+            return _Pattern(frozenset()) if negated else _EVERYTHING
+        return _Pattern(frozenset(names), negated=negated)
+    if "[" in half or "]" in half:
+        raise ValueError(f"{half!r} is not a list of quoted names")
+    if half == "*":
+        return _EVERYTHING
+    if half == "!*":
+        return _Pattern(frozenset())
+    if half.startswith("!"):
+        return _Pattern(frozenset((half[1:],)), negated=True)
+    return _Pattern(frozenset((half,)))
+
+
+class _Subjects(NamedTuple):
+    """Whom an item means: whoever has all of `roles` and one of each set in `any_of` (pairs of kind and values)."""
+
+    roles: frozenset[str]
+    any_of: tuple[tuple[str, frozenset[str]], ...]
+
+    def miss(self, subject: Subject) -> str | None:
+        """Why the subject is not meant, or None if it is."""
+        missing = self.roles - subject.roles
+        if missing:
+            return f"the user lacks the role {', '.join(sorted(missing))}"
+        for kind, values in self.any_of:
+            if values.isdisjoint(getattr(subject, kind)):
+                return f"none of the item's {kind} is the user's"
+        return None
+
+
+class _Rule(NamedTuple):
+    """One permission of one item, ready to be compared; `verbs` None is any verb."""
+
+    subjects: _Subjects
+    verbs: frozenset[str] | None
+    applies: Callable[[Request], bool]
+
+    def allows(self, subject: Subject, request: Request) -> bool:
+        verbs, (roles, any_of) = self.verbs, self.subjects
+        if verbs is not None and request.verb not in verbs:
+            return False
+        if not roles <= subject.roles:
+            return False
+        for kind, values in any_of:
+            if values.isdisjoint(getattr(subject, kind)):
+                return False
+        return self.applies(request)
+
+    def verb_fits(self, request: Request) -> bool:
+        return self.verbs is None or request.verb in self.verbs
+
+
+_ANY = "*"
+_RESOURCE, _PATH = "resource", "path"
+# What a rule is about, as far as an index can tell: (_RESOURCE, namespace, resource) or (_PATH, path, ""), `*` where
+# open.
+_What = tuple[str, str, str]
+
+
+class Policy:
+    """A compiled policy; rules are found by whom they mean and what they are about, not by walking through all."""
+
+    def __init__(self, items: Sequence[dict[str, Any]], naming: Naming) -> None:
+        """Compile items that `check` found usable."""
+        self.items = items
+        self._naming = naming
+        self._dead: dict[int, str] = {}
+        self._rules: dict[int, list[_Rule]] = {}
+        # anchor (one thing that whoever is meant must have) -> what -> rules
+        self._index: dict[tuple[str, str], dict[_What, list[_Rule]]] = {}
+        for number, item in enumerate(items, 1):
+            self._rules[number] = []
+            for rule, whats in self._compile(number, item):
+                self._rules[number].append(rule)
+                for anchor in _anchors(rule.subjects):
+                    found = self._index.setdefault(anchor, {})
+                    for what in whats:
+                        found.setdefault(what, []).append(rule)
+        self._kinds = frozenset(kind for kind, _ in self._index)
+
+    def allows(self, subject: Subject, request: Request) -> bool:
+        """Whether any item allows this request."""
+        if request.resource_request:
+            namespace, resource = request.namespace or _ANY, request.resource
+            whats = {(_RESOURCE, n, r) for n in (namespace, _ANY) for r in (resource, _ANY)}
+        else:
+            whats = {(_PATH, request.path, ""), (_PATH, _ANY, "")}
+        for rules in self._anchored(subject):
+            for what in whats:
+                for rule in rules.get(what, ()):
+                    if rule.allows(subject, request):
+                        return True
+        return False
+
+    def _anchored(self, subject: Subject) -> Iterator[dict[_What, list[_Rule]]]:
+        for kind in self._kinds:
+            for value in (_ANY,) if kind == "" else getattr(subject, kind):
+                rules = self._index.get((kind, value))
+                if rules is not None:
+                    yield rules
+
+    def explain(self, subject: Subject, request: Request, limit: int = 50) -> Explanation:
+        """Walk through all items and say which one allows the request, or why each near one does not.
+
+        An item is near if it means this user, or if it is about this request.
+        """
+        misses: list[tuple[int, str]] = []
+        for number, rules in self._rules.items():
+            if any(rule.allows(subject, request) for rule in rules):
+                return Explanation(True, number, f"item {number} allows it", tuple(misses[:limit]))
+            if number in self._dead:
+                misses.append((number, self._dead[number]))
+            if reason := _near_miss(rules, subject, request):
+                misses.append((number, reason))
+        near = f" ({len(misses)} came near)" if misses else ""
+        return Explanation(False, None, f"no item allows it{near}; RBAC decides", tuple(misses[:limit]))
+
+    # -- whom an item means
+
+    def _spell(self, kind: str, value: str) -> str | None:
+        """The spelling of a policy's value that `Naming.subject` gives, or None if there is none."""
+        if self._naming.upstream_compatible:
+            return value
+        if is_id(value):
+            if kind == "groups":
+                return self._naming.project(value)
+            return None if kind == "roles" else by_id(value)
+        if kind == "roles":
+            return value
+        name, domain = value, self._naming.default_domain
+        left, at, right = value.rpartition("@")
+        # Domain IDs are hex digits but for `default`: an e-mail address is a user's name, not somebody in a domain
+        # example.com.
+        if at and left and (is_id(right) or right in ("default", self._naming.default_domain)):
+            name, domain = left, right
+        if kind == "users":
+            return self._naming.user(name, domain)
+        return self._naming.group(name, domain) if kind == "groups" else by_name(name, domain)
+
+    def _spellings(self, kind: str, values: Iterable[str]) -> frozenset[str]:
+        return frozenset(spelled for value in values if (spelled := self._spell(kind, value)) is not None)
+
+    def _subjects(self, item: dict[str, Any], matches: Iterable[dict[str, Any]]) -> _Subjects:
+        """Whom the item means.
+
+        Raises:
+            ValueError: that is nobody; the message says why.
+
+        """
+        roles: frozenset[str] = frozenset()
+        any_of: list[tuple[str, frozenset[str]]] = []
+        users = item.get("users")
+        if users is not None:
+            wanted = users.get("roles") or ()
+            roles = self._spellings("roles", wanted)
+            if len(roles) < len(set(wanted)):
+                raise ValueError("it wants a role that looks like an ID, and a review names roles by name only")
+            any_of.append(("projects", self._spellings("projects", users.get("projects") or ())))
+        for entry in matches:
+            kind = entry["type"]
+            if kind not in _MATCH_TYPES:
+                raise ValueError(f"its match has the unknown type {kind!r}")
+            if "*" not in entry["values"]:
+                any_of.append((f"{kind}s", self._spellings(f"{kind}s", entry["values"])))
+        for kind, values in any_of:
+            if not values:
+                raise ValueError(f"it names no {kind}")
+        return _Subjects(roles, tuple(any_of))
+
+    # -- what an item is about
+
+    def _compile(self, number: int, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
+        # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
+        try:
+            if item.get("resource_permissions") is not None:
+                subjects = self._subjects(item, ())
+                for key, verbs in item["resource_permissions"].items():
+                    yield from self._key(subjects, key, verbs)
+            elif item.get("resource") is not None:
+                yield _resource(self._subjects(item, item.get("match") or ()), item["resource"])
+            if item.get("nonresource_permissions") is not None:
+                subjects = self._subjects(item, ())
+                for path, verbs in item["nonresource_permissions"].items():
+                    yield _Rule(subjects, _verbs(verbs), lambda _: True), [(_PATH, path, "")]
+            elif item.get("nonresource") is not None:
+                yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
+        except ValueError as error:
+            self._dead[number] = str(error)
+
+    def _key(self, subjects: _Subjects, key: str, verbs: list[str]) -> Iterator[tuple[_Rule, list[_What]]]:
+        """One entry of version 1's resource_permissions; keys that are no keys are skipped, as upstream does."""
+        upstream = self._naming.upstream_compatible
+        halves = [half.strip().lower() for half in (key.split("/") if upstream else _split(key))]
+        if len(halves) != 2 and (upstream or len(halves) != 3):
+            return
+        try:
+            patterns = [_pattern(half) for half in halves]
+        except ValueError:
+            return
+        allowed = _verbs([verb.lower() for verb in verbs])
+        namespaces, resources = patterns[0], patterns[1]
+        if upstream:
+            covers = _upstream_coverage(namespaces, resources)
+        elif len(patterns) == 3:
+            covers = _sub_resource_coverage(namespaces, resources, patterns[2])
+        else:
+            covers = _coverage(namespaces, resources, whole=allowed is None)
+        yield (
+            _Rule(subjects, allowed, covers),
+            [
+                (_RESOURCE, namespace, resource.partition("/")[0])
+                for namespace in namespaces.literals()
+                for resource in resources.literals()
+            ],
+        )
+
+
+def _upstream_coverage(namespaces: _Pattern, resources: _Pattern) -> Callable[[Request], bool]:
+    """Upstream's version 1: sub-resources are not looked at."""
+
+    def applies(request: Request) -> bool:
+        return namespaces.matches_namespace(request.namespace) and resources.matches(request.resource)
+
+    return applies
+
+
+def _coverage(namespaces: _Pattern, resources: _Pattern, whole: bool) -> Callable[[Request], bool]:
+    """The native `<namespace>/<resource>`; `whole`: with any verb, `*` is all there is, sub-resources included."""
+
+    def applies(request: Request) -> bool:
+        if not namespaces.matches_namespace(request.namespace):
+            return False
+        # The question "all resources?" (kubectl auth can-i get '*') is not answered by a rule for all but some.
+        if request.resource == _ANY:
+            return resources.everything
+        if not request.subresource:
+            return resources.matches(request.resource)
+        if resources.everything:
+            return whole
+        named = (f"{request.resource}/{request.subresource}", f"{request.resource}/*")
+        return not resources.negated and not resources.names.isdisjoint(named)
+
+    return applies
+
+
+def _sub_resource_coverage(
+    namespaces: _Pattern, resources: _Pattern, subresources: _Pattern
+) -> Callable[[Request], bool]:
+    """The native `<namespace>/<resource>/<sub-resource>`, which is about sub-resources alone."""
+
+    def applies(request: Request) -> bool:
+        return (
+            bool(request.subresource)
+            and namespaces.matches_namespace(request.namespace)
+            and resources.matches(request.resource)
+            and subresources.matches(request.subresource)
+        )
+
+    return applies
+
+
+def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
+    """Version 2's resource; `version` is in truth the API group."""
+    group, namespace, resources = spec["version"], spec["namespace"], frozenset(spec["resources"])
+
+    def applies(request: Request) -> bool:
+        if group not in (_ANY, request.api_group) or namespace not in (_ANY, request.namespace):
+            return False
+        if _ANY in resources:
+            return True
+        if not request.subresource:
+            return request.resource in resources
+        return f"{request.resource}/*" in resources or f"{request.resource}/{request.subresource}" in resources
+
+    whats = {(_RESOURCE, namespace or _ANY, resource.partition("/")[0]) for resource in resources}
+    return _Rule(subjects, _verbs(spec["verbs"]), applies), sorted(whats)
+
+
+def _nonresource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
+    """Version 2's nonresource; a trailing `*` in the path stands for any end."""
+    path = spec["path"]
+    verbs = frozenset() if "" in spec["verbs"] else _verbs(spec["verbs"])
+    if not path.endswith(_ANY):
+        return _Rule(subjects, verbs, lambda _: True), [(_PATH, path, "")]
+    start = path.rstrip(_ANY)
+    return _Rule(subjects, verbs, lambda request: request.path.startswith(start)), [(_PATH, _ANY, "")]
+
+
+def _verbs(verbs: Sequence[str]) -> frozenset[str] | None:
+    return None if "*" in verbs else frozenset(verbs)
+
+
+def _anchors(subjects: _Subjects) -> list[tuple[str, str]]:
+    """Where a rule is filed: under each value of its narrowest condition, as whoever it means has one of those."""
+    kinds = dict(subjects.any_of)
+    for kind in ("users", "projects", "groups"):
+        if kind in kinds:
+            return [(kind, value) for value in kinds[kind]]
+    if subjects.roles:
+        return [("roles", min(subjects.roles))]
+    if "roles" in kinds:
+        return [("roles", value) for value in kinds["roles"]]
+    return [("", _ANY)]
+
+
+def _near_miss(rules: Sequence[_Rule], subject: Subject, request: Request) -> str | None:
+    best: str | None = None
+    for rule in rules:
+        who, what = rule.subjects.miss(subject), rule.applies(request)
+        if who is None and what and not rule.verb_fits(request):
+            return f"the verb {request.verb!r} is not among its verbs"
+        if who is not None and what and rule.verb_fits(request):
+            best = best or who
+        elif who is None:
+            best = best or f"it means this user, but does not cover {request.target}"
+    return best

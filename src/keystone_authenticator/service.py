@@ -1,0 +1,617 @@
+"""The running service: puts the parts together from the settings, follows the files while it runs, and says how it is.
+
+Each part is rebuilt when something that it is made from has changed. What cannot be used changes nothing: the last
+good one stays in force, and the status says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Coroutine
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from keystone_authenticator import __version__, chain, reviews, settings
+from keystone_authenticator.access import Authorizer
+from keystone_authenticator.authentication import (
+    Authenticator,
+    BackendValidator,
+    ClusterTokens,
+    KeystoneTokens,
+    KeystoneValidator,
+)
+from keystone_authenticator.backend import DEADLINE as BACKEND_DEADLINE
+from keystone_authenticator.backend import Backend
+from keystone_authenticator.chain import ChainedWebhook, ChainError
+from keystone_authenticator.identity import Naming
+from keystone_authenticator.keystone import DEADLINE, Keystone
+from keystone_authenticator.outbound import Client, TlsMaterialError, client_context, load_certificate
+from keystone_authenticator.policy import Policy, PolicyError, check
+from keystone_authenticator.reviews import AccessReview, NotAReview
+from keystone_authenticator.server import Limits, Listener, Reply, Request, text
+from keystone_authenticator.settings import Address, Remote, SettingsError
+
+logger = logging.getLogger("keystone_authenticator.service")
+
+LOOK_EVERY = 0.5
+SWEEP_EVERY = 30.0
+# Calls that are under way when their client is replaced end within this.
+LAST_CALLS = 15.0
+DRAIN_QUIET = 1.0
+DRAIN_DEADLINE = 15.0
+
+
+class StartError(Exception):
+    """The service cannot start; the message says what is missing and where."""
+
+
+def stamp(path: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file does; None if it is not there."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # The change time as well: a file that could not be read for its mode has the same content afterwards.
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+
+def rfc3339(seconds: float) -> str:
+    """A time as Kubernetes writes it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def read(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        OSError: with a message that names the file.
+
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from None
+
+
+def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, str]:
+    """The webhook endpoint's TLS context, and the SHA-256 of the certificate file.
+
+    Raises:
+        TlsMaterialError, OSError: a file cannot be read or used.
+
+    """
+    certificate = read(tls.certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # HTTP/2 over one connection is what Go prefers where offered; this server speaks HTTP/1.1.
+    context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, certificate, read(tls.key))
+    if tls.client_ca is not None:
+        try:
+            context.load_verify_locations(cadata=read(tls.client_ca).decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:
+            raise TlsMaterialError(f"{tls.client_ca}: not usable PEM: {error}") from None
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context, hashlib.sha256(certificate).hexdigest()
+
+
+def remote_context(remote: Remote) -> ssl.SSLContext | None:
+    """The TLS context for calls to a service; None without TLS.
+
+    Raises:
+        TlsMaterialError, OSError: its CA file cannot be read or used.
+
+    """
+    if not remote.url.startswith("https:"):
+        return None
+    try:
+        return client_context(read(remote.ca).decode("ascii") if remote.ca is not None else None)
+    except (TlsMaterialError, UnicodeDecodeError) as error:
+        raise TlsMaterialError(f"{remote.ca}: {error}") from None
+
+
+class WebhookHandler:
+    """`POST /webhook`, for the API server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def refuse(self, request: Request) -> Reply | None:
+        """All that can be said from the head."""
+        if request.path != "/webhook":
+            return text(404, "there is only /webhook here")
+        if request.method != "POST":
+            return text(405, "only POST", b"Allow: POST\r\n")
+        if not request.certified and self._service.settings.tls.require_client_certificate:
+            return text(403, "a client certificate is required")
+        kind = request.content_type.partition(";")[0].strip().lower()
+        if kind not in ("application/json", ""):
+            return text(415, "only application/json")
+        return None
+
+    def answer(self, request: Request, body: bytes) -> bytes | Reply | Coroutine[Any, Any, bytes]:
+        """Answer a review."""
+        try:
+            review = reviews.parse(body)
+        except NotAReview as error:
+            return text(400, str(error))
+        if isinstance(review, AccessReview):
+            return self._service.authorizer.answer(review)
+        return self._service.authenticator.answer(review, request.certified)
+
+
+class PrivateHandler:
+    """`/healthz`, `/readyz`, `/status`, for the charm and for monitoring; never a token or a user name."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def refuse(self, request: Request) -> Reply | None:
+        """All that can be said from the head."""
+        if request.path not in ("/healthz", "/readyz", "/status"):
+            return text(404, "there are only /healthz, /readyz and /status here")
+        if request.method not in ("GET", "HEAD"):
+            return text(405, "only GET", b"Allow: GET, HEAD\r\n")
+        return None
+
+    def answer(self, request: Request, body: bytes) -> bytes | Reply:  # noqa: ARG002  a GET has none
+        """Answer."""
+        if request.path == "/healthz":
+            return text(200, "ok")
+        if request.path == "/status":
+            return orjson.dumps(self._service.status())
+        reasons = self._service.not_ready()
+        return text(503, "\n".join(reasons)) if reasons else text(200, "ok")
+
+
+class _Part:
+    """What a part of the service was last made from, and how that went."""
+
+    def __init__(self) -> None:
+        self.made_from: object = _Part
+        self.hash: str | None = None
+        self.loaded: float | None = None
+        self.error: str | None = None
+
+    def changed(self, made_from: object) -> bool:
+        if made_from == self.made_from:
+            return False
+        self.made_from = made_from
+        return True
+
+    def succeeded(self, digest: str | None) -> None:
+        self.hash, self.loaded, self.error = digest, time.time(), None
+
+    def failed(self, name: str, error: Exception) -> None:
+        self.error = str(error)
+        logger.error("%s: %s", name, error)
+
+
+class Service:
+    """Everything that runs, and how it follows its files."""
+
+    def __init__(self, config: Path) -> None:
+        """Read the settings.
+
+        Raises:
+            SettingsError: they cannot be used.
+
+        """
+        self._config = config
+        self._settings_part, self._policy_part, self._chain_part = _Part(), _Part(), _Part()
+        self._tls_part, self._keystone_part, self._access_part = _Part(), _Part(), _Part()
+        self._settings_part.changed(stamp(config))
+        self.settings, digest = settings.load(config)
+        self._settings_part.succeeded(digest)
+        self._started = time.time()
+        self._policy: Policy | None = None
+        self._policy_path: Path | None = None
+        self._policy_ms = 0.0
+        self._chain_state = "off"
+        self._keystone: Keystone | None = None
+        self._backend: Backend | None = None
+        self._webhook: Listener | None = None
+        self._private: Listener | None = None
+        self._addresses: tuple[Address | None, Address] = (None, self.settings.private_listen)
+        self._closing: set[asyncio.Task[None]] = set()
+        self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None))
+        self.authorizer = Authorizer(self._naming)
+
+    @property
+    def _naming(self) -> Naming:
+        return Naming(self.settings.default_domain, self.settings.upstream_compatible)
+
+    # -- running
+
+    async def run(self, inherited: socket.socket | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, on the inherited socket or one of our own.
+
+        Raises:
+            StartError: it cannot serve at all.
+
+        """
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await self._start(inherited)
+        notify("READY=1")
+        logger.info("ready, version %s, %s", __version__, self._webhook.address if self._webhook else "")
+        tasks = [loop.create_task(self._follow()), loop.create_task(self._sweep())]
+        await stop.wait()
+        notify("STOPPING=1")
+        logger.info("stopping: answering what was asked")
+        for task in tasks:
+            task.cancel()
+        if self._webhook is not None:
+            await self._webhook.drain(DRAIN_QUIET, DRAIN_DEADLINE)
+        if self._private is not None:
+            await self._private.drain(0, 1)
+        for part in (self.authenticator.keystone, self.authenticator.cluster, self._backend):
+            if part is not None:
+                await part.close()
+
+    async def _start(self, inherited: socket.socket | None) -> None:
+        await self.look()
+        if self._tls_context is None:
+            raise StartError(f"the endpoint's certificate cannot be used: {self._tls_part.error}")
+        try:
+            sock = inherited or bound_socket(self.settings.listen)
+            private = bound_socket(self.settings.private_listen)
+        except OSError as error:
+            raise StartError(str(error)) from None
+        self._addresses = (None if inherited else self.settings.listen, self.settings.private_listen)
+        self._webhook = Listener(sock, WebhookHandler(self))
+        self._private = Listener(
+            private, PrivateHandler(self), Limits(body=0, connections=64, idle=60, first_request=30)
+        )
+        await self._private.listen(None)
+        await self._webhook.listen(self._tls_context)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self.look()
+            except Exception:
+                logger.exception("a fault of ours while the files were looked at")
+
+    async def _sweep(self) -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            for listener in (self._webhook, self._private):
+                if listener is not None:
+                    listener.connections.sweep()
+            if time.monotonic() - last > SWEEP_EVERY:
+                last = time.monotonic()
+                self.authenticator.sweep()
+
+    # -- following the files
+
+    async def look(self) -> None:
+        """Look at all files, and rebuild what is made from one that has changed."""
+        self._look_at_settings()
+        self._look_at_tls()
+        await self._look_at_policy()
+        self._look_at_keystone()
+        self._look_at_chain()
+        self._look_at_access()
+        await self._listen_anew()
+
+    def _look_at_settings(self) -> None:
+        if not self._settings_part.changed(stamp(self._config)):
+            return
+        try:
+            self.settings, digest = settings.load(self._config)
+        except SettingsError as error:
+            self._settings_part.failed("the settings stay as they were", error)
+            return
+        self._settings_part.succeeded(digest)
+        logging.getLogger("keystone_authenticator").setLevel(self.settings.log_level.upper())
+        logger.info("new settings are in force")
+
+    _tls_context: ssl.SSLContext | None = None
+    _tls_listening: ssl.SSLContext | None = None
+
+    def _look_at_tls(self) -> None:
+        tls = self.settings.tls
+        if not self._tls_part.changed((tls, stamp(tls.certificate), stamp(tls.key), stamp(tls.client_ca))):
+            return
+        try:
+            self._tls_context, digest = server_context(tls)
+        except (TlsMaterialError, OSError) as error:
+            self._tls_part.failed("the endpoint's certificate stays as it was", error)
+            return
+        self._tls_part.succeeded(digest)
+
+    async def _look_at_policy(self) -> None:
+        path, naming = self.settings.policy, self._naming
+        if not self._policy_part.changed((path, stamp(path), naming)):
+            return
+        if path is None:
+            self._policy, self._policy_path = None, None
+            self._policy_part.succeeded(None)
+            return
+        try:
+            # A policy of many items takes a while, and requests do not wait for it.
+            policy, digest, milliseconds = await asyncio.get_running_loop().run_in_executor(
+                None, load_policy, path, naming
+            )
+        except (PolicyError, OSError) as error:
+            self._policy_part.failed("the policy stays as it was", error)
+            if self._policy is not None:
+                # The last good items, but the names as the settings now want them.
+                self._policy = Policy(self._policy.items, naming)
+            return
+        self._policy, self._policy_path, self._policy_ms = policy, path, milliseconds
+        self._policy_part.succeeded(digest)
+        logger.info("a policy of %d items is in force", len(policy.items))
+
+    def _look_at_keystone(self) -> None:
+        now = self.settings
+        backend = now.authentication_backend
+        remote = backend or now.keystone
+        made_from = (remote, backend is None, stamp(remote.ca), self._naming, now.token_cache_ttl, now.outage_grace)
+        if not self._keystone_part.changed(made_from):
+            return
+        try:
+            context = remote_context(remote)
+        except (TlsMaterialError, OSError) as error:
+            self._keystone_part.failed("calls to Keystone stay as they were", error)
+            if self._keystone_part.loaded is None:
+                self._replace_keystone(_no_keystone(str(error)))
+            return
+        if backend is None:
+            self._keystone = Keystone(remote.url, Client("Keystone", context, DEADLINE))
+            validator: Any = KeystoneValidator(self._keystone, self._naming, now.token_cache_ttl, now.outage_grace)
+        else:
+            self._keystone = None
+            validator = BackendValidator(
+                Backend(remote.url, Client("the authentication backend", context, BACKEND_DEADLINE))
+            )
+        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, now.outage_grace))
+        self._keystone_part.succeeded(None)
+
+    def _replace_keystone(self, tokens: KeystoneTokens) -> None:
+        self._close_later(self.authenticator.keystone)
+        self.authenticator.keystone = tokens
+
+    def _look_at_chain(self) -> None:
+        path = self.settings.chained
+        if not self._chain_part.changed((path, stamp(path))):
+            return
+        if path is None:
+            self._replace_chain(ClusterTokens(None), "off", None)
+            return
+        content = None
+        try:
+            content = path.read_bytes()
+            displaced = chain.parse(content)
+        except (ChainError, OSError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = f"{path}: {'not there yet' if missing else getattr(error, 'strerror', None) or error}"
+            self._chain_part.failed("the cluster's own token webhook stays as it was", ChainError(reason))
+            if self._chain_state not in ("none", "ready"):
+                problem = f"the cluster's own token webhook is not known: {reason}"
+                self._chain_state = "missing" if missing else "broken"
+                self._close_later(self.authenticator.cluster)
+                self.authenticator.cluster = ClusterTokens(None, problem)
+            return
+        digest = hashlib.sha256(content).hexdigest()
+        if digest == self._chain_part.hash and self._chain_state in ("none", "ready"):
+            # Written anew before each start of the API server: the same again is no reason to forget verdicts.
+            self._chain_part.succeeded(digest)
+            return
+        if displaced is None:
+            self._replace_chain(ClusterTokens(None), "none", digest)
+        else:
+            self._replace_chain(ClusterTokens(ChainedWebhook(displaced)), "ready", digest)
+
+    def _replace_chain(self, tokens: ClusterTokens, state: str, digest: str | None) -> None:
+        self._close_later(self.authenticator.cluster)
+        self.authenticator.cluster = tokens
+        self._chain_state = state
+        self._chain_part.succeeded(digest)
+
+    def _look_at_access(self) -> None:
+        remote = self.settings.authorization_backend
+        if self._access_part.changed((remote, stamp(remote.ca) if remote else None)):
+            try:
+                backend = None
+                if remote is not None:
+                    client = Client("the authorization backend", remote_context(remote), BACKEND_DEADLINE, limit=64)
+                    backend = Backend(remote.url, client)
+            except (TlsMaterialError, OSError) as error:
+                self._access_part.failed("calls to the authorization backend stay as they were", error)
+            else:
+                self._close_later(self._backend)
+                self._backend = backend
+                self._access_part.succeeded(None)
+        wanted = Authorizer(self._naming, self._policy, self._backend)
+        if wanted != self.authorizer:
+            self.authorizer = wanted
+
+    async def _listen_anew(self) -> None:
+        """Follow the settings to other addresses, and the certificate."""
+        if self._webhook is None or self._private is None:
+            return
+        try:
+            own, private = self._addresses
+            if own is not None and own != self.settings.listen:
+                self._webhook = await self._moved(self._webhook, self.settings.listen, self._tls_context)
+                own = self.settings.listen
+                self._tls_listening = self._tls_context
+            if private != self.settings.private_listen:
+                self._private = await self._moved(self._private, self.settings.private_listen, None)
+            self._addresses = (own, self.settings.private_listen)
+        except OSError as error:
+            if self._settings_part.error is None:
+                self._settings_part.failed("the old address stays", error)
+        if self._tls_context is not self._tls_listening:
+            self._tls_listening = self._tls_context
+            await self._webhook.listen(self._tls_context)
+
+    async def _moved(self, old: Listener, address: Address, context: ssl.SSLContext | None) -> Listener:
+        new = Listener(bound_socket(address), old.connections.handler, old.connections.limits)
+        await new.listen(context)
+        old.close()
+        old.connections.draining = True
+        return new
+
+    def _close_later(self, part: Any) -> None:
+        async def close() -> None:
+            await asyncio.sleep(LAST_CALLS)
+            await part.close()
+
+        if part is not None:
+            task = asyncio.get_running_loop().create_task(close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    # -- how it is
+
+    def not_ready(self) -> list[str]:
+        """Why the API server should not be pointed here yet; Keystone's being down is no reason."""
+        reasons = []
+        if self._chain_state in ("missing", "broken"):
+            reasons.append(f"chained: {self._chain_part.error}")
+        if self.settings.policy is not None and self._policy is None:
+            reasons.append(f"policy: {self._policy_part.error}")
+        if self._keystone_part.loaded is None:
+            reasons.append(f"keystone: {self._keystone_part.error}")
+        if self.settings.authorization_backend is not None and self._backend is None:
+            reasons.append(f"authorization_backend: {self._access_part.error}")
+        return reasons
+
+    def status(self) -> dict[str, Any]:
+        """All that the private listener tells."""
+        last = self._keystone.last_answer if self._keystone is not None else None
+        policy = self._policy_part
+        return {
+            "version": __version__,
+            "started": rfc3339(self._started),
+            "policy": {
+                "hash": policy.hash,
+                "rules": len(self._policy.items) if self._policy is not None else 0,
+                "loaded": rfc3339(policy.loaded) if policy.loaded is not None else None,
+                "load_ms": self._policy_ms,
+                "error": policy.error,
+            },
+            "settings": {
+                "hash": self._settings_part.hash,
+                "loaded": rfc3339(self._settings_part.loaded or self._started),
+                "error": self._settings_part.error,
+            },
+            "chained": {
+                "state": self._chain_state,
+                "hash": self._chain_part.hash,
+                "error": self._chain_part.error,
+            },
+            "tls": {"hash": self._tls_part.hash, "error": self._tls_part.error},
+            "keystone": {
+                "last_answer": {"at": rfc3339(last.at), "status": last.status, "error": last.error} if last else None,
+                "error": self._keystone_part.error,
+            },
+        }
+
+
+class _NoKeystone:
+    """Stands where Keystone cannot be called at all, and says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    async def known(self, token: str) -> Any:  # noqa: ARG002  whoever it is
+        from keystone_authenticator.outbound import CannotTell
+
+        raise CannotTell(self._reason)
+
+    async def close(self) -> None:
+        pass
+
+
+def _no_keystone(reason: str) -> KeystoneTokens:
+    return KeystoneTokens(_NoKeystone(reason), 0, 0)
+
+
+def load_policy(path: Path, naming: Naming) -> tuple[Policy, str, float]:
+    """Read, check and compile a policy; returns it with the SHA-256 of its bytes and the milliseconds that it took.
+
+    Raises:
+        PolicyError, OSError: it cannot be used.
+
+    """
+    began = time.perf_counter()
+    content = read(path)
+    checked = check(content, naming.upstream_compatible)
+    if checked.items is None:
+        raise PolicyError(checked.errors)
+    policy = Policy(checked.items, naming)
+    return policy, hashlib.sha256(content).hexdigest(), round((time.perf_counter() - began) * 1000, 1)
+
+
+# -------------------------------------------------------------------------------------------------------- sockets and
+# systemd
+
+
+def bound_socket(address: Address) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        OSError: with a message that names the address.
+
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(target)
+            sock.listen(1024)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise OSError(f"cannot listen on {address.host}:{address.port}: {error.strerror}") from None
+    return sock
+
+
+def inherited_socket(environ: dict[str, str] | os._Environ[str] = os.environ) -> socket.socket | None:
+    """The listening socket that systemd passed (sd_listen_fds(3)), the one named `webhook` if there are several."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environ.pop(name, None)
+    if count < 1:
+        return None
+    number = names.index("webhook") if "webhook" in names[:count] else 0
+    return socket.socket(fileno=3 + number)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it asked to be told."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            logger.warning("systemd could not be told %s: %s", state, error.strerror)
