@@ -168,7 +168,7 @@ class Machine:
 
     def _no_way_out(self) -> list[str]:
         """Give the route for when the machine is off: its packets must not leave this system by the default route."""
-        return ["unreachable", f"{self.address}/32", "metric", "4000"]
+        return ["unreachable", f"{self.address.rpartition('.')[0]}.0/30", "metric", "4000"]
 
     def _runs(self) -> bool:
         if self._nspawn is None or self._nspawn.poll() is not None:
@@ -344,6 +344,7 @@ def _groups(folder: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
+    left: list[Path] = []
     for _ in range(100):  # the kernel takes a moment to let go of a killed machine's processes and mounts
         for group in _groups(folder):
             for path, _, _ in os.walk(group, topdown=False):

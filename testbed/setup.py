@@ -143,7 +143,8 @@ def _go_build(folder: Path, module: str, ldflags: str, programs: dict[str, str])
 def kubernetes() -> Path:
     """Give the folder with `kube-apiserver` and `kubectl`."""
     variables = {"gitVersion": KUBERNETES_VERSION, "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z"}
-    flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    flags = " ".join(f"-X {package}.{name}={value}" for package in packages for name, value in variables.items())
     programs = {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-apiserver", "kubectl")}
     return cache.artefact(
         f"kubernetes-{KUBERNETES_VERSION}-{_digest((BUILDS / 'kubernetes' / 'go.sum').read_bytes(), flags)}",

@@ -1,0 +1,97 @@
+"""Plays Charmed Kubernetes' own token webhook: knows the tokens that are kept as Secrets, and says no to all others.
+
+As the real one: it answers in the apiVersion that it is asked in, says a plain no to everybody until it has loaded the
+Secrets, and forwards nothing as long as nobody configured where to. It logs each review as the token's SHA-256 and the
+user it found. Standard library only; it runs on the machine.
+"""
+
+import base64
+import hashlib
+import http.server
+import json
+import pathlib
+import ssl
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+FOLDER = pathlib.Path("/root/cdk/auth-webhook")
+SECRETS = "https://127.0.0.1:6443/api/v1/namespaces/kube-system/secrets?fieldSelector=" + urllib.parse.quote(
+    "type=juju.is/token-auth"
+)
+users = {}
+
+
+def say(text):
+    """Log a line."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_forever():
+    """Read the Secrets again and again; what was known stays known while the API server is away."""
+    global users
+    context = ssl.create_default_context(cafile="/root/cdk/ca.crt")
+    context.load_cert_chain(FOLDER / "client.crt", FOLDER / "client.key")
+    while True:
+        try:
+            with urllib.request.urlopen(SECRETS, context=context, timeout=5) as response:
+                items = json.load(response)["items"]
+            loaded = {}
+            for item in items:
+                data = {key: base64.b64decode(value).decode() for key, value in item["data"].items()}
+                groups = [group for group in data.get("groups", "").split(",") if group]
+                loaded[data["password"]] = {"username": data["username"], "uid": data["uid"], "groups": groups}
+            if loaded != users:
+                say(f"{len(loaded)} tokens loaded")
+                users = loaded
+        except (OSError, ValueError, KeyError) as error:
+            say(f"cannot load the Secrets: {error}")
+        time.sleep(1 if users else 0.3)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers TokenReviews."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 300
+
+    def do_POST(self):
+        """Answer one."""
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        token = review.get("spec", {}).get("token", "")
+        user = users.get(token)
+        review["status"] = {"authenticated": True, "user": user} if user else {"authenticated": False}
+        say(f"review {hashlib.sha256(token.encode()).hexdigest()} {user['username'] if user else '-'}")
+        body = json.dumps(review).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        """Say nothing: reviews are logged above."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A TLS server whose handshakes do not hold up others."""
+
+    daemon_threads = True
+
+    def finish_request(self, request, client_address):
+        """Serve a connection, in its own thread."""
+        request.settimeout(10)
+        with self.tls.wrap_socket(request, server_side=True) as connection:
+            super().finish_request(connection, client_address)
+
+    def handle_error(self, request, client_address):
+        """Leave broken connections alone."""
+
+
+server = Server(("127.0.0.1", 5000), Handler)
+server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server.tls.load_cert_chain("/root/cdk/server.crt", "/root/cdk/server.key")
+threading.Thread(target=load_forever, daemon=True).start()
+server.serve_forever()
