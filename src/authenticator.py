@@ -10,6 +10,7 @@ k8s-keystone-auth (upstream.py).
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import errno
 import hashlib
@@ -282,6 +283,19 @@ def group() -> int:
     return host.group_id(NAME)
 
 
+def check_ports(places: Places, listen: Listen) -> None:
+    """Make sure that nobody else holds a port that we need and do not hold already.
+
+    Raises:
+        Blocked: which one is taken, and how to move.
+    """
+    if not (host.is_active(SOCKET) and in_force(places).listen == listen.address):
+        _raise_if_taken(listen)
+    # While systemd starts it again and again, the port may be held by us.
+    if host.state(SERVICE) in {"inactive", "failed"}:
+        _raise_if_taken(Listen(host="127.0.0.1", port=PRIVATE_PORT))
+
+
 def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     """Write the units, and (re)start what runs an older program or unit; settings and policy need no restart.
 
@@ -291,8 +305,7 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
         bypass: whether systemd takes our flags off the API server when the service cannot be brought back.
 
     Raises:
-        Blocked: somebody else holds a port that we need.
-        HostError: systemd refused.
+        WorkloadError: it does not start; the text has the last line of its log.
     """
     values = {
         "listen": listen.address,
@@ -315,10 +328,6 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     if not listening:
         if running or host.is_active(SOCKET):
             host.systemctl("stop", SERVICE, SOCKET)
-            running = False
-        _raise_if_taken(listen)
-    if not running:
-        _raise_if_taken(Listen(host="127.0.0.1", port=PRIVATE_PORT))
     files.write(places.units / SOCKET, socket_unit, 0o644)
     files.write(places.units / SERVICE, service_unit, 0o644)
     host.systemctl("daemon-reload")
@@ -412,13 +421,7 @@ def _copy_tree(source: Path, target: Path) -> None:
             path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
         os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
     # The service cannot write here; without bytecode each of its starts would compile everything again.
-    python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
-    subprocess.run(
-        [python, "-m", "compileall", "-q", "-j", "0", str(partial / "lib")],
-        check=False,
-        capture_output=True,
-        timeout=120,
-    )
+    compileall.compile_dir(partial / "lib", quiet=2)
     partial.replace(target)
 
 

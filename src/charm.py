@@ -117,6 +117,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         if layout is not None:
             apiserver.check(layout, config.authorization)
+        authenticator.check_ports(self.places, config.listen)
         self._check_new_urls(config)
         download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
         self._make_way(config, layout)

@@ -32,7 +32,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 CHARMCRAFT = "4.5.0"
 PIP = "25.3"
-"""charmcraft wants a newer one than Ubuntu's and would download it from a fixed address; this comes by the usual way."""
+"""charmcraft wants a newer one than Ubuntu's, and would download it from a fixed address if it found none."""
 INPUTS = (
     "charmcraft.yaml",
     "metadata.yaml",

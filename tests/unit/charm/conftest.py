@@ -1,0 +1,396 @@
+"""A machine for the charm to work on: a temporary root, recording commands on PATH, and stand-ins for what runs beside it.
+
+The charm's modules run for real on it. Not real are: systemd (a script that remembers what was started), the
+authenticator (its command line is a script that knows the contract; its private listener answers from the files that the
+charm wrote, while its unit is "started"), Keystone's version document, and the wiring, which has tests of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ops.testing
+import pytest
+
+import apiserver
+import authenticator
+import charm
+import config
+import files
+import host
+import upstream
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+SYSTEMCTL = """#!/bin/sh
+# A systemd that remembers: one file for each active unit, one line for each call.
+echo "$*" >> "$MACHINE/calls"
+command=$1; shift
+[ -e "$MACHINE/broken-$command" ] && { cat "$MACHINE/broken-$command" >&2; exit 1; }
+for unit in "$@"; do case $unit in
+    --*) [ "$unit" = --now ] && now=1 ;;
+    *) case $command in
+        is-active) [ -e "$MACHINE/active/$unit" ] && echo active || { echo inactive; exit 3; } ;;
+        start|restart) touch "$MACHINE/active/$unit" ;;
+        stop) rm -f "$MACHINE/active/$unit" ;;
+        disable) [ -n "$now" ] && rm -f "$MACHINE/active/$unit" ;;
+        esac ;;
+esac; done
+exit 0
+"""
+
+PROGRAM = """#!{python}
+import json, sys
+command = sys.argv[1]
+if command == "validate-policy":
+    import yaml
+    text = sys.stdin.read()
+    try:
+        items = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = error.problem_mark.line + 1
+        items, errors = None, [dict(item=None, line=line, key=None, reason="is not YAML")]
+    else:
+        errors = [dict(item=n, line=n, key="match", reason="is missing") for n, i in enumerate(items, 1) if "match" not in i]
+    warnings = [dict(item=1, line=1, key=None, reason="no one can reach this")] if "warn" in text else []
+    print(json.dumps(dict(valid=not errors, rules=len(items or []), errors=errors, warnings=warnings,
+                          policy=None if errors else items)))
+    sys.exit(1 if errors else 0)
+if command == "explain":
+    request = json.load(sys.stdin)
+    allowed = "member" in request["roles"]
+    misses = [] if allowed else [dict(item=n, reason=json.dumps(request, sort_keys=True)) for n in range(1, 61)]
+    print(json.dumps(dict(allowed=allowed, item=1 if allowed else None, reason="because", misses=misses)))
+"""
+
+
+def free_port() -> int:
+    """Give a port of loopback that nobody holds."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class _Quiet(http.server.BaseHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@dataclass
+class Machine:
+    """What a test can see and break."""
+
+    folder: Path
+    places: files.Places
+    private_port: int
+    endpoint_port: int
+    users: set[str] = field(default_factory=set)
+    refuses: dict[str, str] = field(default_factory=dict)
+    chain_state: str = "ready"
+
+    @property
+    def calls(self) -> list[str]:
+        """What systemctl was asked for, questions left out."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if not line.startswith("is-active")]
+
+    def forget_calls(self) -> None:
+        (self.folder / "calls").write_text("")
+
+    def active(self, unit: str) -> bool:
+        return (self.folder / "active" / unit).exists()
+
+    def crash(self) -> None:
+        """Have the service give up for good, as after its start limit; it takes the socket with it."""
+        for unit in (authenticator.SERVICE, authenticator.SOCKET):
+            (self.folder / "active" / unit).unlink()
+        wait_for(lambda: not _listens(self.private_port))
+
+    def break_systemctl(self, command: str, message: str) -> None:
+        (self.folder / f"broken-{command}").write_text(message)
+
+    def settings(self) -> dict:
+        return json.loads(self.places.settings.read_text())
+
+    def snapshot(self) -> dict[str, str]:
+        """All files below the root with a hash of their content and when they were written."""
+        return {
+            str(path.relative_to(self.places.root)): f"{_hash(path)} {path.lstat().st_mtime_ns}"
+            for path in sorted(self.places.root.rglob("*"))
+            if path.is_file()
+        }
+
+    def status(self) -> dict:
+        def part(name: str, path: Path | None) -> dict:
+            return {"hash": _hash(path) if path else None, "error": self.refuses.get(name)}
+
+        settings = self.settings()
+        policy = Path(settings["policy"]) if settings["policy"] else None
+        rules = len(json.loads(policy.read_text())) if policy else 0
+        return {
+            "version": "1.2.3",
+            "policy": {**part("policy", policy), "rules": rules, "loaded": "2026-01-01T00:00:00Z", "load_ms": 1.0},
+            "settings": part("settings", self.places.settings),
+            "chained": {"state": self.chain_state, "hash": None, "error": None},
+            "tls": part("tls", Path(settings["tls"]["certificate"])),
+        }
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    folder, root, charm_folder = tmp_path / "machine", tmp_path / "root", tmp_path / "charm"
+    for path in (folder / "bin", folder / "active", root / "etc/systemd/system", charm_folder):
+        path.mkdir(parents=True)
+    (charm_folder / "templates").symlink_to(PROJECT / "templates")
+    ship(charm_folder, "1.2.3")
+    for name, text in (("systemctl", SYSTEMCTL), ("journalctl", "#!/bin/sh\necho Boom: no such thing\n")):
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("MACHINE", str(folder))
+    made = Machine(folder, files.Places(root, charm_folder), free_port(), free_port())
+    monkeypatch.setattr(host, "ensure_user", made.users.add)
+    monkeypatch.setattr(host, "remove_user", made.users.discard)
+    monkeypatch.setattr(host, "group_id", lambda _: os.getegid())
+    monkeypatch.setattr(authenticator, "PRIVATE_PORT", made.private_port)
+    monkeypatch.setattr(authenticator, "HEALTH_SECONDS", 2.0)
+    monkeypatch.setattr(upstream, "START_SECONDS", 0.5)
+    monkeypatch.setattr(config, "DEFAULT_ENDPOINT", f"https://127.0.0.1:{made.endpoint_port}/webhook")
+    monkeypatch.setattr(charm.KubernetesKeystoneCharm, "places", made.places)
+    with _private_listener(made):
+        yield made
+
+
+def ship(charm_folder: Path, version: str) -> None:
+    """Put an authenticator into a charm's folder, as the pack does."""
+    package = charm_folder / "authenticator/lib/keystone_authenticator"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text(f'__version__ = "{version}"\n')
+    launcher = charm_folder / "authenticator/keystone-authenticator"
+    launcher.write_text(PROGRAM.replace("{python}", sys.executable))
+    launcher.chmod(0o755)
+
+
+class _private_listener:  # noqa: N801
+    """Listens while the service's unit is active, as the authenticator would."""
+
+    def __init__(self, machine: Machine):
+        self._machine = machine
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        machine = self._machine
+
+        class Handler(_Quiet):
+            def do_GET(self) -> None:  # noqa: N802
+                self.reply(200, json.dumps(machine.status()).encode() if self.path == "/status" else b"ok")
+
+        server: http.server.ThreadingHTTPServer | None = None
+        while not self._over.wait(0.01):
+            active = machine.active(authenticator.SERVICE)
+            if active and server is None:
+                server = http.server.ThreadingHTTPServer(("127.0.0.1", machine.private_port), Handler)
+                threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            elif not active and server is not None:
+                server.shutdown()
+                server.server_close()
+                server = None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture(scope="session")
+def keystone_url() -> Iterator[str]:
+    """A version document of the identity API, on loopback."""
+
+    class Handler(_Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            body = json.dumps({"version": {"id": "v3.14", "status": "stable"}}).encode()
+            self.reply(200 if self.path == "/v3" else 404, body if self.path == "/v3" else b"{}")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v3"
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass(frozen=True)
+class FakeLayout:
+    """A layout as the charm sees it."""
+
+    place: apiserver.Place
+    name: str = "charmed"
+    service: str = "snap.kube-apiserver.daemon.service"
+
+    @property
+    def config_folder(self) -> Path:
+        return self.place.root / "var/snap/kube-apiserver/common/kubernetes-keystone"
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        return self.place.root / "root/.kube/config"
+
+
+@dataclass
+class FakeWiring:
+    """The wiring, remembering what it was asked for; what it should raise can be set."""
+
+    layout: FakeLayout
+    machine: Machine
+    desired: apiserver.Desired | None = None
+    restarts: int = 0
+    announced: list[str] = field(default_factory=list)
+    raises: dict[str, Exception] = field(default_factory=dict)
+    kind: apiserver.Kind | None = None
+    on_apply: Callable[[], None] = lambda: None
+    order: list[str] = field(default_factory=list)
+    probe: Callable[[], None] | None = None
+    run_probe: bool = False
+
+    def _step(self, name: str) -> None:
+        self.order.append(name)
+        if name in self.raises:
+            raise self.raises[name]
+
+    def detect(self, choice: str, place: apiserver.Place) -> FakeLayout:
+        assert choice in {"auto", "charmed"}
+        assert place == self.layout.place
+        self._step("detect")
+        return self.layout
+
+    def wired(self, _: apiserver.Place) -> FakeLayout | None:
+        return self.layout if self.desired else None
+
+    def check(self, _: FakeLayout, authorization: bool) -> None:
+        assert isinstance(authorization, bool)
+        self._step("check")
+
+    def chain(self, _: FakeLayout) -> None:
+        self._step("chain")
+
+    def apply(self, _: FakeLayout, desired: apiserver.Desired, probe: Callable[[], None], announce: Callable) -> bool:
+        self._step("apply")
+        self.probe = probe
+        if self.desired == desired:
+            return False
+        assert self.machine.active(authenticator.SERVICE), "flags must not lead to a service that does not run"
+        if self.run_probe:
+            probe()
+        announce("restarting the API server with Keystone's flags")
+        self.desired, self.restarts = desired, self.restarts + 1
+        return True
+
+    def remove(self, _: FakeLayout, announce: Callable) -> bool:
+        self._step("remove")
+        assert self.machine.active(authenticator.SERVICE), "the service must not go before the flags that lead to it"
+        announce("restarting the API server without Keystone's flags")
+        self.desired, self.restarts = None, self.restarts + 1
+        return True
+
+    def state(self, _: FakeLayout) -> apiserver.State:
+        kind = self.kind or (apiserver.Kind.IN_FORCE if self.desired else apiserver.Kind.ABSENT)
+        return apiserver.State(kind, "" if self.kind is None else "so said the wiring")
+
+
+@pytest.fixture
+def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
+    fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root)), machine)
+    for name in ("detect", "wired", "check", "chain", "apply", "remove", "state"):
+        monkeypatch.setattr(apiserver, name, getattr(fake, name))
+    return fake
+
+
+@dataclass
+class Unit:
+    """The charm's unit as Juju drives it; state is carried from event to event."""
+
+    context: ops.testing.Context
+    state: ops.testing.State
+    relation: ops.testing.SubordinateRelation
+
+    def configure(self, **options: str | int | bool) -> Unit:
+        new = {**self.state.config, **{name.replace("_", "-"): value for name, value in options.items()}}
+        self.state = _replace(self.state, config=new)
+        return self
+
+    def run(self, event: str = "config_changed") -> ops.StatusBase:
+        """Run an event and give the status after it."""
+        names = {"relation_created", "relation_joined", "relation_changed", "relation_broken"}
+        on = self.context.on
+        made = getattr(on, event)(self.relation) if event in names else getattr(on, event)()
+        self.state = self.context.run(made, self.state)
+        return ops.StatusBase.from_name(self.state.unit_status.name, self.state.unit_status.message)
+
+    def unrelate(self) -> Unit:
+        self.state = _replace(self.state, relations=frozenset())
+        return self
+
+    def action(self, name: str, **parameters: str) -> dict:
+        params = {key.replace("_", "-"): value for key, value in parameters.items()}
+        self.state = self.context.run(self.context.on.action(name, params=params), self.state)
+        return dict(self.context.action_results or {})
+
+    @property
+    def history(self) -> list[str]:
+        return [status.message for status in self.context.unit_status_history]
+
+    @property
+    def log(self) -> str:
+        return "\n".join(line.message for line in self.context.juju_log)
+
+
+def _replace(state: ops.testing.State, **changes: object) -> ops.testing.State:
+    import dataclasses  # noqa: PLC0415
+
+    return dataclasses.replace(state, **changes)
+
+
+@pytest.fixture
+def unit(machine: Machine, wiring: FakeWiring, keystone_url: str) -> Unit:
+    """A related unit with a Keystone that answers."""
+    relation = ops.testing.SubordinateRelation("kubernetes-master", interface="juju-info")
+    state = ops.testing.State(relations={relation}, config={"keystone-url": keystone_url})
+    return Unit(ops.testing.Context(charm.KubernetesKeystoneCharm), state, relation)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,138 @@
+"""What the actions give back, and how they fail."""
+
+from __future__ import annotations
+
+import hashlib
+
+import ops.testing
+import pytest
+
+POLICY = "- match: []\n- match: []\n"
+
+
+def test_reload_policy_reports_what_the_running_service_has(unit, machine):
+    unit.configure(policy=POLICY).run()
+    machine.places.policy.write_text("[]")  # somebody's hand
+
+    assert unit.action("reload-policy") == {
+        "hash": hashlib.sha256(machine.places.policy.read_bytes()).hexdigest(),
+        "rules": 2,
+        "loaded": "2026-01-01T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [("- {match: []}\n- {}\n", "policy: line 2, item 2, key match: is missing"), ("", "policy: is empty")],
+)
+def test_reload_policy_refuses_a_bad_policy_and_changes_nothing(unit, machine, policy, complaint):
+    unit.configure(policy=POLICY).run()
+    before = machine.snapshot()
+
+    with pytest.raises(ops.testing.ActionFailed, match=complaint):
+        unit.configure(policy=policy).action("reload-policy")
+    assert machine.snapshot() == before
+
+
+def test_reload_policy_puts_back_what_the_service_does_not_take(unit, machine):
+    unit.configure(policy=POLICY).run()
+    before = machine.places.policy.read_bytes()
+    machine.refuses["policy"] = "too many items"
+
+    with pytest.raises(ops.testing.ActionFailed, match="refuses its policy: too many items"):
+        unit.configure(policy="- match: []").action("reload-policy")
+    assert machine.places.policy.read_bytes() == before
+
+
+def test_reload_policy_says_when_none_is_in_force_yet(unit):
+    unit.run()
+
+    with pytest.raises(ops.testing.ActionFailed, match="no policy is in force on this unit yet"):
+        unit.configure(policy=POLICY).action("reload-policy")
+
+
+def test_check_access_names_the_item_that_allows(unit):
+    unit.configure(policy=POLICY).run()
+
+    assert unit.action("check-access", user="alice", roles="reader, member", resource="pods/log", namespace="default") == {
+        "allowed": "true", "reason": "because", "item": 1,
+    }  # fmt: skip
+
+
+def test_check_access_says_why_each_item_missed_in_bounded_length(unit):
+    unit.configure(policy=POLICY).run()
+
+    results = unit.action("check-access", user="alice", project="p1", resource="pods/log", namespace="default")
+    assert results["allowed"] == "false"
+    lines = results["misses"].splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "and 10 more"
+    assert '"resource": "pods"' in lines[0]
+    assert '"subresource": "log"' in lines[0]
+    assert '"project": "p1"' in lines[0]
+
+
+def test_check_access_takes_a_path(unit):
+    unit.configure(policy=POLICY).run()
+
+    misses = unit.action("check-access", user="alice", path="/healthz")["misses"]
+    assert '"path": "/healthz"' in misses
+    assert '"resource"' not in misses
+
+
+@pytest.mark.parametrize("parameters", [{}, {"resource": "pods", "path": "/healthz"}])
+def test_check_access_wants_a_resource_or_a_path(unit, parameters):
+    unit.configure(policy=POLICY).run()
+
+    with pytest.raises(ops.testing.ActionFailed, match="either resource= .* or path="):
+        unit.action("check-access", user="alice", **parameters)
+
+
+@pytest.mark.parametrize("action", ["check-access", "show-webhook-config"])
+def test_before_anything_is_installed_actions_say_so(unit, machine, action):
+    parameters = {"user": "alice", "resource": "pods"} if action == "check-access" else {}
+
+    with pytest.raises(ops.testing.ActionFailed, match="installed"):
+        unit.action(action, **parameters)
+    assert machine.snapshot() == {}
+
+
+def test_show_webhook_config_hides_the_private_key(unit, machine, wiring):
+    unit.configure(policy=POLICY).run()
+    results = unit.action("show-webhook-config")
+
+    assert "client-key-data: <not shown>" in results["kubeconfig"]
+    assert b"client-key-data: <not shown>" not in next(iter(wiring.desired.files.values()))
+    assert (
+        f"--authorization-webhook-config-file={wiring.layout.config_folder}/authorization.kubeconfig"
+        in results["flags"]
+    )
+    assert results["state"] == "in-force"
+    assert "commands" not in results
+
+
+def test_show_webhook_config_prints_the_control_planes_own_commands_for_manual(unit, machine):
+    unit.configure(policy=POLICY, api_server="manual").run()
+    results = unit.action("show-webhook-config")
+
+    endpoint = f"https://127.0.0.1:{machine.endpoint_port}/webhook"
+    first, second, *rest = results["commands"].splitlines()
+    assert first == f"juju config kubernetes-control-plane authn-webhook-endpoint={endpoint}"
+    assert second == "juju config kubernetes-control-plane authorization-mode=Node,RBAC,Webhook \\"
+    assert rest[0] == "  authorization-webhook-config-file=\"$(cat <<'EOF'"
+    assert rest[-2:] == ["EOF", ')"']
+    assert "client-key-data" not in results["commands"]
+    assert results["kubeconfig"] in results["commands"]
+
+
+def test_show_webhook_config_for_manual_without_a_policy_sets_no_authorization(unit):
+    unit.configure(api_server="manual").run()
+
+    assert "authorization" not in unit.action("show-webhook-config")["commands"]
+
+
+def test_actions_leave_the_status_as_it_is(unit):
+    status = unit.configure(policy=POLICY).run()
+    unit.action("reload-policy")
+
+    assert (unit.state.unit_status.name, unit.state.unit_status.message) == (status.name, status.message)

@@ -1,0 +1,422 @@
+"""What becomes of the machine and of the status, event by event."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import ops
+import pytest
+
+import apiserver
+import authenticator
+
+POLICY = '[{"match": [{"type": "role", "values": ["member"]}], "resource": {"verbs": ["get"]}}]'
+ANOTHER = "- match: []\n- match: []\n"
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["install", "start", "config_changed", "update_status", "upgrade_charm",
+     "relation_created", "relation_joined", "relation_changed"],
+)  # fmt: skip
+def test_every_event_of_a_related_unit_brings_everything_into_force(unit, machine, wiring, event):
+    status = unit.run(event)
+
+    assert status == ops.ActiveStatus("ready: charmed, no policy, RBAC alone decides")
+    assert machine.active(authenticator.SERVICE)
+    assert machine.active(authenticator.SOCKET)
+    assert wiring.desired is not None
+    assert unit.state.workload_version == "1.2.3"
+
+
+@pytest.mark.parametrize(
+    "event", ["install", "start", "config_changed", "update_status", "upgrade_charm", "stop", "remove"]
+)
+def test_a_unit_without_a_relation_touches_nothing_and_says_what_is_missing(unit, machine, wiring, event):
+    status = unit.unrelate().run(event)
+
+    assert isinstance(status, ops.WaitingStatus)
+    assert "juju integrate kubernetes-control-plane kubernetes-keystone" in status.message
+    assert machine.snapshot() == {}
+    assert machine.calls == []
+    assert wiring.order == []
+
+
+def test_a_second_run_changes_nothing_and_restarts_nothing(unit, machine, wiring):
+    unit.configure(policy=POLICY).run()
+    before = machine.snapshot()
+    machine.forget_calls()
+
+    assert unit.run("update_status") == ops.ActiveStatus("ready: charmed, policy 1 rules")
+
+    assert machine.snapshot() == before
+    assert machine.calls == []
+    assert wiring.restarts == 1
+
+
+def test_the_flags_are_those_that_we_own_and_no_others(unit, wiring):
+    unit.run()
+    folder = wiring.layout.config_folder
+    without = [
+        ("authentication-token-webhook-config-file", str(folder / "authentication.kubeconfig")),
+        ("authentication-token-webhook-version", "v1"),
+        ("authentication-token-webhook-cache-ttl", "10s"),
+    ]
+    assert [tuple(flag) for flag in wiring.desired.flags] == without
+
+    unit.configure(policy=POLICY).run()
+    assert [tuple(flag) for flag in wiring.desired.flags] == [
+        *without,
+        ("authorization-mode", "Webhook"),
+        ("authorization-webhook-config-file", str(folder / "authorization.kubeconfig")),
+        ("authorization-webhook-version", "v1"),
+        ("authorization-webhook-cache-authorized-ttl", "5s"),
+        ("authorization-webhook-cache-unauthorized-ttl", "5s"),
+    ]
+    assert set(wiring.desired.files) == {folder / "authentication.kubeconfig", folder / "authorization.kubeconfig"}
+
+
+def test_the_api_servers_restart_is_announced_in_status_and_log(unit):
+    unit.run()
+
+    assert "restarting the API server with Keystone's flags" in unit.history
+    assert "restarting the API server with Keystone's flags" in unit.log
+
+
+def test_from_one_policy_to_another_nothing_restarts(unit, machine, wiring):
+    unit.configure(policy=POLICY).run()
+    machine.forget_calls()
+
+    assert unit.configure(policy=ANOTHER).run() == ops.ActiveStatus("ready: charmed, policy 2 rules")
+
+    assert machine.calls == []
+    assert wiring.restarts == 1
+    assert json.loads(machine.places.policy.read_text()) == [{"match": []}, {"match": []}]
+
+
+def test_from_no_policy_to_one_and_back_is_one_restart_each(unit, machine, wiring):
+    unit.run()
+    unit.configure(policy=POLICY).run()
+    assert wiring.restarts == 2
+    assert machine.settings()["policy"] == str(machine.places.policy)
+
+    unit.configure(policy="").run()
+    assert wiring.restarts == 3
+    assert machine.settings()["policy"] is None
+    assert not machine.places.policy.exists()
+
+
+def test_the_settings_say_what_the_options_say(unit, machine, keystone_url):
+    unit.configure(
+        token_cache_ttl=30, outage_grace=0, default_domain="abc", log_level="debug", upstream_compatible=True
+    )
+    assert "upstream-compatible names" in unit.run().message
+
+    tls = machine.places.tls
+    assert machine.settings() == {
+        "listen": f"127.0.0.1:{machine.endpoint_port}",
+        "private_listen": f"127.0.0.1:{machine.private_port}",
+        "tls": {
+            "certificate": str(tls / "server.crt"),
+            "key": str(tls / "server.key"),
+            "client_ca": str(tls / "ca.crt"),
+            "require_client_certificate": True,
+        },
+        "keystone": {"url": keystone_url, "ca": None},
+        "default_domain": "abc",
+        "upstream_compatible": True,
+        "token_cache_ttl": 30,
+        "outage_grace": 0,
+        "policy": None,
+        "chained": str(machine.places.etc / "chained"),
+        "authentication_backend": None,
+        "authorization_backend": None,
+        "log_level": "debug",
+    }
+
+
+def test_secrets_and_settings_are_not_for_everybody(unit, machine):
+    unit.configure(policy=POLICY).run()
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in machine.places.etc.rglob("*") if path.is_file()}
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o007} == {}
+    assert modes["ca.key"] == modes["client.key"] == 0o600
+    assert modes["settings.json"] == modes["policy.json"] == modes["server.key"] == 0o640
+    assert machine.places.etc.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"keystone_url": ""}, "keystone-url: is not set"),
+        ({"policy": "- {match: []}\n- {}\n"}, "policy: line 2, item 2, key match: is missing"),
+        ({"policy": "- [\n"}, "policy: line 2: is not YAML"),
+        ({"api_server": "microk8s"}, "api-server: microk8s is not supported by this version yet"),
+        ({"keystone_url": "http://127.0.0.1:1/v3"}, "keystone-url: http://127.0.0.1:1/v3 does not answer"),
+        (
+            {"authn_server_url": "https://nowhere.invalid:1"},
+            "authn-server-url: https://nowhere.invalid:1 does not answer",
+        ),
+    ],
+)
+def test_a_bad_setting_changes_nothing_and_blocks_with_option_and_fix(unit, machine, wiring, options, part):
+    unit.configure(policy=POLICY).run()
+    before = machine.snapshot()
+    machine.forget_calls()
+    wiring.order.clear()
+
+    status = unit.configure(**options).run()
+
+    assert isinstance(status, ops.BlockedStatus)
+    assert part in status.message
+    assert machine.snapshot() == before
+    assert machine.calls == []
+    assert "apply" not in wiring.order
+
+
+def test_a_bad_setting_on_a_new_unit_leaves_no_trace(unit, machine):
+    assert isinstance(unit.configure(policy="- {}").run(), ops.BlockedStatus)
+
+    assert machine.snapshot() == {}
+    assert machine.calls == []
+
+
+def test_keystone_may_be_down_while_its_url_stays(unit, machine, monkeypatch):
+    unit.run()
+    monkeypatch.setattr("reach.keystone", lambda *_: pytest.fail("asked again"))
+
+    assert isinstance(unit.run("update_status"), ops.ActiveStatus)
+
+
+def test_warnings_of_a_policy_are_logged(unit):
+    unit.configure(policy="- {match: [warn]}").run()
+
+    assert "item 1: no one can reach this" in unit.log
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (("detect", apiserver.NotFound("no API server found")), ops.WaitingStatus("no API server found")),
+        (("detect", apiserver.Ambiguous("charmed, microk8s")), ops.BlockedStatus("charmed, microk8s")),
+        (("check", apiserver.Conflict("another webhook")), ops.BlockedStatus("another webhook")),
+        (("apply", apiserver.NotReady("not ready yet")), ops.WaitingStatus("not ready yet")),
+        (("apply", apiserver.ApplyFailed("it crashed", ("a line",))), ops.BlockedStatus("it crashed")),
+        (("chain", apiserver.WiringError("cannot read")), ops.BlockedStatus("cannot read")),
+    ],
+)
+def test_what_the_wiring_says_becomes_the_status(unit, wiring, error, expected):
+    wiring.raises = dict([error])
+
+    assert unit.run() == expected
+
+
+def test_a_conflict_is_found_before_anything_is_changed(unit, machine, wiring):
+    wiring.raises = {"check": apiserver.Conflict("another webhook")}
+    unit.run()
+
+    assert machine.snapshot() == {}
+    assert machine.calls == []
+
+
+def test_the_api_servers_own_words_are_logged_when_it_fails(unit, wiring):
+    wiring.raises = {"apply": apiserver.ApplyFailed("it crashed", ("panic: at the disco",))}
+    unit.run()
+
+    assert "API server: panic: at the disco" in unit.log
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (apiserver.Kind.PENDING, ops.WaitingStatus),
+        (apiserver.Kind.TRIAL, ops.WaitingStatus),
+        (apiserver.Kind.BYPASSED, ops.BlockedStatus),
+        (apiserver.Kind.FAILED, ops.BlockedStatus),
+        (apiserver.Kind.ABSENT, ops.BlockedStatus),
+    ],
+)
+def test_what_is_not_in_force_is_not_called_ready(unit, wiring, kind, status):
+    wiring.kind = kind
+
+    assert unit.run() == status("so said the wiring")
+
+
+def test_manual_sets_no_flag_asks_for_no_client_certificate_and_chains_nothing(unit, machine, wiring):
+    status = unit.configure(api_server="manual").run()
+
+    assert isinstance(status, ops.ActiveStatus)
+    assert "show-webhook-config" in status.message
+    assert wiring.order == []
+    assert machine.settings()["chained"] is None
+    assert machine.settings()["tls"]["require_client_certificate"] is False
+    assert "OnFailure" not in (machine.places.units / authenticator.SERVICE).read_text()
+
+
+def test_from_charmed_to_manual_takes_the_flags_out_first(unit, machine, wiring):
+    unit.run()
+    unit.configure(api_server="manual").run()
+
+    assert wiring.desired is None
+    assert wiring.restarts == 2
+
+
+def test_a_moved_endpoint_takes_the_flags_out_before_it_moves(unit, machine, wiring):
+    unit.run()
+    wiring.order.clear()
+    unit.configure(authn_server_url="https://localhost:18443/webhook").run()
+
+    assert wiring.order == ["detect", "check", "remove", "chain", "apply"]
+    assert machine.settings()["listen"] == "127.0.0.1:18443"
+    assert "ListenStream=127.0.0.1:18443" in (machine.places.units / authenticator.SOCKET).read_text()
+    assert b'"https://127.0.0.1:18443/webhook"' in next(iter(wiring.desired.files.values()))
+
+
+def test_a_new_ca_takes_the_flags_out_before_it_signs_anything(unit, machine, wiring):
+    unit.run()
+    wiring.order.clear()
+    (machine.places.tls / "ca.key").unlink()
+    unit.run()
+
+    assert wiring.order == ["detect", "check", "remove", "chain", "apply"]
+
+
+def test_services_of_others_stand_behind_and_their_ways_are_said(unit, machine, monkeypatch):
+    asked = []
+    monkeypatch.setattr("reach.service", lambda *args: asked.append(args))
+    status = unit.configure(authn_server_url="https://auth.example/n", authz_server_url="https://auth.example/z").run()
+
+    assert status.message == "ready: charmed, access reviews go to authz-server-url, upstream-compatible names"
+    settings = machine.settings()
+    assert settings["authentication_backend"] == {"url": "https://auth.example/n", "ca": None}
+    assert settings["authorization_backend"] == {"url": "https://auth.example/z", "ca": None}
+    assert settings["upstream_compatible"] is True
+    assert settings["listen"] == f"127.0.0.1:{machine.endpoint_port}"
+    assert [args[:2] for args in asked] == [
+        ("authn-server-url", "https://auth.example/n"),
+        ("authz-server-url", "https://auth.example/z"),
+    ]
+
+
+def test_tokens_in_clear_stay_in_the_status(unit, monkeypatch):
+    monkeypatch.setattr("reach.keystone", lambda *_: None)
+    status = unit.configure(keystone_url="http://keystone.example:5000", keystone_insecure=True).run()
+
+    assert "INSECURE" in status.message
+
+
+@pytest.mark.parametrize("events", [
+    ["relation_broken", "stop", "remove"], ["stop", "relation_broken", "remove"], ["stop", "remove"],
+    ["relation_broken", "relation_broken"], ["remove"],
+])  # fmt: skip
+def test_removal_in_any_order_leaves_nothing(unit, machine, wiring, events):
+    unit.configure(policy=POLICY).run()
+    assert machine.users == {"kubernetes-keystone"}
+
+    for event in events:
+        assert isinstance(unit.run(event), ops.WaitingStatus)
+
+    assert machine.snapshot() == {}
+    assert machine.users == set()
+    assert wiring.desired is None
+    assert wiring.restarts == 2
+    assert not machine.active(authenticator.SERVICE)
+    assert not machine.active(authenticator.SOCKET)
+
+
+def test_removal_needs_no_valid_option(unit, machine):
+    unit.run()
+    unit.configure(keystone_url="nonsense", policy="- {}").run("relation_broken")
+
+    assert machine.snapshot() == {}
+
+
+def test_a_failed_removal_keeps_the_service_for_the_flags_that_still_lead_to_it(unit, machine, wiring):
+    unit.run()
+    wiring.raises = {"remove": apiserver.WiringError("the args file is read-only")}
+
+    assert unit.run("relation_broken") == ops.BlockedStatus("the args file is read-only")
+    assert machine.active(authenticator.SERVICE)
+    with pytest.raises(Exception, match="read-only"):
+        unit.run("remove")
+
+
+def test_an_upgrade_brings_the_new_program_and_keeps_the_one_before(unit, machine):
+    from tests.unit.charm.conftest import ship  # noqa: PLC0415
+
+    unit.run()
+    first = (machine.places.opt / "current").resolve().name
+    machine.forget_calls()
+    ship(machine.places.charm, "2.0.0")
+    unit.run("upgrade_charm")
+
+    second = (machine.places.opt / "current").resolve().name
+    assert second.startswith("2.0.0-")
+    assert {path.name for path in machine.places.opt.iterdir()} == {"current", first, second}
+    assert machine.calls.count(f"restart {authenticator.SERVICE}") == 1
+
+    ship(machine.places.charm, "3.0.0")
+    unit.run("upgrade_charm")
+    third = (machine.places.opt / "current").resolve().name
+    assert {path.name for path in machine.places.opt.iterdir()} == {"current", second, third}
+
+
+def test_a_charm_that_died_between_writing_and_restarting_still_owes_the_restart(unit, machine):
+    unit.run()
+    (machine.places.state / "started").unlink()
+    machine.forget_calls()
+    unit.run()
+
+    assert f"restart {authenticator.SERVICE}" in machine.calls
+
+
+def test_a_service_that_is_down_is_started_again(unit, machine):
+    unit.run()
+    machine.crash()
+
+    assert isinstance(unit.run("update_status"), ops.ActiveStatus)
+    assert machine.active(authenticator.SERVICE)
+
+
+def test_a_service_that_does_not_start_blocks_with_its_own_words(unit, machine, wiring):
+    machine.break_systemctl("restart", "Job failed")
+    status = unit.run()
+
+    assert status == ops.BlockedStatus(
+        f"the authenticator does not start: Boom: no such thing; see journalctl -u {authenticator.SERVICE}"
+    )
+    assert "apply" not in wiring.order
+
+
+def test_settings_that_the_service_refuses_never_reach_the_api_server(unit, machine, wiring):
+    machine.refuses["settings"] = "log_level: unknown"
+    status = unit.run()
+
+    assert status == ops.BlockedStatus("the authenticator refuses its settings: log_level: unknown")
+    assert "apply" not in wiring.order
+
+
+def test_an_endpoint_cannot_move_to_a_taken_port_and_stays_where_it_is(unit, machine, wiring):
+    unit.run()
+    before = machine.snapshot()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status = unit.configure(authn_server_url=f"https://127.0.0.1:{port}/webhook").run()
+
+    assert f"127.0.0.1:{port} is taken by another program" in status.message
+    assert machine.snapshot() == before
+    assert wiring.restarts == 1
+
+
+@pytest.mark.parametrize("port", ["endpoint_port", "private_port"])
+def test_a_port_that_somebody_else_holds_blocks_and_is_named(unit, machine, wiring, port):
+    number = getattr(machine, port)
+    with socket.create_server(("127.0.0.1", number)):
+        status = unit.run()
+
+    assert isinstance(status, ops.BlockedStatus)
+    assert str(number) in status.message
+    assert "taken by another program" in status.message
+    assert wiring.desired is None
+    assert not machine.active(authenticator.SOCKET)
