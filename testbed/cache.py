@@ -85,7 +85,7 @@ def call(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    input: str | None = None,  # noqa: A002 (subprocess' own name for it)
+    input: str | None = None,
 ) -> str:
     """Run a command of the set-up and give its output.
 

@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import pathlib
+import socket
 import ssl
 import sys
 import threading
@@ -75,6 +76,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing: reviews are logged above."""
 
 
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
 class Server(http.server.ThreadingHTTPServer):
     """A TLS server whose handshakes do not hold up others."""
 
@@ -82,16 +86,16 @@ class Server(http.server.ThreadingHTTPServer):
 
     def finish_request(self, request, client_address):
         """Serve a connection, in its own thread."""
-        request.settimeout(10)
-        with self.tls.wrap_socket(request, server_side=True) as connection:
-            super().finish_request(connection, client_address)
+        if isinstance(request, socket.socket):
+            request.settimeout(10)
+            with tls.wrap_socket(request, server_side=True) as connection:
+                super().finish_request(connection, client_address)
 
     def handle_error(self, request, client_address):
         """Leave broken connections alone."""
 
 
+tls.load_cert_chain("/root/cdk/server.crt", "/root/cdk/server.key")
 server = Server(("127.0.0.1", 5000), Handler)
-server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-server.tls.load_cert_chain("/root/cdk/server.crt", "/root/cdk/server.key")
 threading.Thread(target=load_forever, daemon=True).start()
 server.serve_forever()
