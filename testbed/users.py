@@ -1,7 +1,7 @@
 """What a researcher has in hands: a kubeconfig that turns an application credential into a Keystone token at each call.
 
-No plug-in is installed for it: kubectl runs `sh` with curl and sed. The credential's secret stands in the environment and
-the request's body on standard input, never in arguments, which every user of a system can read.
+No plug-in is installed for it: kubectl runs `sh` with curl and sed. The credential's secret stands in the environment
+and the request's body on standard input, never in arguments, which every user of a system can read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ json() {
 }
 id=$(json "$OS_APPLICATION_CREDENTIAL_ID") secret=$(json "$OS_APPLICATION_CREDENTIAL_SECRET")
 answer=$(
-    printf '{"auth":{"identity":{"methods":["application_credential"],"application_credential":{"id":"%s","secret":"%s"}}}}' \
-        "$id" "$secret" |
+    printf '{"auth":{"identity":{"methods":["%s"],"%s":{"id":"%s","secret":"%s"}}}}' \
+        application_credential application_credential "$id" "$secret" |
         curl -q --silent --show-error --max-time 30 --proto =https --cacert "$OS_CACERT" --dump-header - \
             --header 'Content-Type: application/json' --data-binary @- "$OS_AUTH_URL/auth/tokens"
 ) || exit
@@ -61,6 +61,7 @@ def kubeconfig(
 
     Returns:
         YAML. It holds the secret: for a file with mode 0600.
+
     """
     environment = {
         "OS_AUTH_URL": keystone_url,
