@@ -325,9 +325,8 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     running = host.is_active(SERVICE)
     if listening and running and _read(started) == fingerprint:
         return
-    if not listening:
-        if running or host.is_active(SOCKET):
-            host.systemctl("stop", SERVICE, SOCKET)
+    if not listening and (running or host.is_active(SOCKET)):
+        host.systemctl("stop", SERVICE, SOCKET)
     files.write(places.units / SOCKET, socket_unit, 0o644)
     files.write(places.units / SERVICE, service_unit, 0o644)
     host.systemctl("daemon-reload")

@@ -70,7 +70,7 @@ def is_active(unit: str) -> bool:
 
 
 def state(unit: str) -> str:
-    """Give a unit's state as systemd calls it: active, activating, deactivating, failed, inactive, …"""
+    """Give a unit's state as systemd calls it: active, activating, deactivating, failed, inactive."""
     done = subprocess.run(["systemctl", "is-active", unit], check=False, timeout=30, capture_output=True, text=True)
     return done.stdout.strip() or "inactive"
 

@@ -1,8 +1,8 @@
-"""A machine for the charm to work on: a temporary root, recording commands on PATH, and stand-ins for what runs beside it.
+"""A machine for the charm to work on: a temporary root, commands that record, stand-ins for what runs beside it.
 
 The charm's modules run for real on it. Not real are: systemd (a script that remembers what was started), the
-authenticator (its command line is a script that knows the contract; its private listener answers from the files that the
-charm wrote, while its unit is "started"), Keystone's version document, and the wiring, which has tests of its own.
+authenticator (its command line is a script that knows the contract; its private listener answers from the files that
+the charm wrote, while its unit is "started"), Keystone's version document, and the wiring, which has its own tests.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ if command == "validate-policy":
         items = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = error.problem_mark.line + 1
-        items, errors = None, [dict(item=None, line=line, key=None, reason="is not YAML")]
+        items, errors = None, [dict(line=line, reason="is not YAML")]
     else:
-        errors = [dict(item=n, line=n, key="match", reason="is missing") for n, i in enumerate(items, 1) if "match" not in i]
+        errors = [dict(item=n, line=n, key="match", reason="is missing")
+                  for n, item in enumerate(items, 1) if "match" not in item]
     warnings = [dict(item=1, line=1, key=None, reason="no one can reach this")] if "warn" in text else []
     print(json.dumps(dict(valid=not errors, rules=len(items or []), errors=errors, warnings=warnings,
                           policy=None if errors else items)))
@@ -82,7 +83,7 @@ def free_port() -> int:
 
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
     def reply(self, status: int, body: bytes) -> None:
@@ -183,7 +184,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(upstream, "START_SECONDS", 0.5)
     monkeypatch.setattr(config, "DEFAULT_ENDPOINT", f"https://127.0.0.1:{made.endpoint_port}/webhook")
     monkeypatch.setattr(charm.KubernetesKeystoneCharm, "places", made.places)
-    with _private_listener(made):
+    with PrivateListener(made):
         yield made
 
 
@@ -197,7 +198,7 @@ def ship(charm_folder: Path, version: str) -> None:
     launcher.chmod(0o755)
 
 
-class _private_listener:  # noqa: N801
+class PrivateListener:
     """Listens while the service's unit is active, as the authenticator would."""
 
     def __init__(self, machine: Machine):
@@ -216,7 +217,7 @@ class _private_listener:  # noqa: N801
         machine = self._machine
 
         class Handler(_Quiet):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self.reply(200, json.dumps(machine.status()).encode() if self.path == "/status" else b"ok")
 
         server: http.server.ThreadingHTTPServer | None = None
@@ -239,7 +240,7 @@ def keystone_url() -> Iterator[str]:
     """A version document of the identity API, on loopback."""
 
     class Handler(_Quiet):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             body = json.dumps({"version": {"id": "v3.14", "status": "stable"}}).encode()
             self.reply(200 if self.path == "/v3" else 404, body if self.path == "/v3" else b"{}")
 
@@ -376,7 +377,7 @@ class Unit:
 
 
 def _replace(state: ops.testing.State, **changes: object) -> ops.testing.State:
-    import dataclasses  # noqa: PLC0415
+    import dataclasses
 
     return dataclasses.replace(state, **changes)
 

@@ -54,7 +54,8 @@ def test_reload_policy_says_when_none_is_in_force_yet(unit):
 def test_check_access_names_the_item_that_allows(unit):
     unit.configure(policy=POLICY).run()
 
-    assert unit.action("check-access", user="alice", roles="reader, member", resource="pods/log", namespace="default") == {
+    request = {"user": "alice", "roles": "reader, member", "resource": "pods/log", "namespace": "default"}
+    assert unit.action("check-access", **request) == {
         "allowed": "true", "reason": "because", "item": 1,
     }  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_check_access_takes_a_path(unit):
 def test_check_access_wants_a_resource_or_a_path(unit, parameters):
     unit.configure(policy=POLICY).run()
 
-    with pytest.raises(ops.testing.ActionFailed, match="either resource= .* or path="):
+    with pytest.raises(ops.testing.ActionFailed, match=r"either resource= .* or path="):
         unit.action("check-access", user="alice", **parameters)
 
 

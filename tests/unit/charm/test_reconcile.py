@@ -343,7 +343,7 @@ def test_a_failed_removal_keeps_the_service_for_the_flags_that_still_lead_to_it(
 
 
 def test_an_upgrade_brings_the_new_program_and_keeps_the_one_before(unit, machine):
-    from tests.unit.charm.conftest import ship  # noqa: PLC0415
+    from tests.unit.charm.conftest import ship
 
     unit.run()
     first = (machine.places.opt / "current").resolve().name

@@ -1,0 +1,149 @@
+"""The review of the cluster's own token, over a real TLS endpoint, before an API server is sent there."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+import webhook
+from config import Listen
+from errors import Waiting
+from files import Places
+
+
+@dataclass
+class Endpoint:
+    """What answers, and what it was asked."""
+
+    kubeconfig: bytes = b""
+    status: dict = field(default_factory=lambda: {"authenticated": True, "user": {"username": "admin"}})
+    code: int = 200
+    asked: list[tuple[str, dict, dict | None]] = field(default_factory=list)
+
+
+@pytest.fixture
+def endpoint(tmp_path) -> Iterator[Endpoint]:
+    places = Places(tmp_path)
+    places.tls.mkdir(parents=True)
+    made = Endpoint()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            peer = self.connection.getpeercert()  # type: ignore[attr-defined]
+            made.asked.append((self.path, body, peer))
+            answer = json.dumps({**body, "status": made.status}).encode()
+            self.send_response(made.code)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listen = Listen(host="127.0.0.1", port=server.server_address[1])
+    tls = webhook.ensure_tls(places, listen, os.getegid())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(tls.ca))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(tls.server.certificate, tls.server.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    made.kubeconfig = webhook.kubeconfig(places, tls, listen, with_client=True)
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def admin(tmp_path) -> Path:
+    return write_admin(tmp_path / "config", "admin::sesame")
+
+
+def write_admin(path: Path, token: str | None) -> Path:
+    user = {"token": token} if token else {"client-certificate-data": "eA=="}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "contexts": [{"name": "other", "context": {"user": "x"}}, {"name": "me", "context": {"user": "admin"}}],
+                "users": [{"name": "x", "user": {"token": "wrong"}}, {"name": "admin", "user": user}],
+                "current-context": "me",
+            }
+        )
+    )
+    return path
+
+
+def test_the_clusters_token_is_reviewed_with_the_api_servers_certificate(endpoint, admin):
+    webhook.probe(endpoint.kubeconfig, admin, chained=True)
+
+    path, body, peer = endpoint.asked[0]
+    assert path == "/webhook"
+    assert (body["apiVersion"], body["kind"], body["spec"]["token"]) == (
+        "authentication.k8s.io/v1", "TokenReview", "admin::sesame",
+    )  # fmt: skip
+    assert peer is not None
+    assert ("commonName", "kubernetes-keystone:kube-apiserver") in [item for part in peer["subject"] for item in part]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "complaint"),
+    [
+        ({"authenticated": False}, 200, "does not know the cluster's own token"),
+        ({"authenticated": False, "error": "no chain"}, 200, "cannot tell about the cluster's own token: no chain"),
+        ({}, 200, "does not know the cluster's own token"),
+        (None, 200, "does not answer a review|does not know"),
+    ],
+)
+def test_an_answer_that_would_lock_the_token_out_keeps_the_flags_away(endpoint, admin, status, code, complaint):
+    endpoint.status, endpoint.code = status or {}, code
+
+    with pytest.raises(Waiting, match=complaint) as raised:
+        webhook.probe(endpoint.kubeconfig, admin, chained=True, seconds=0)
+    assert "sesame" not in str(raised.value)
+
+
+def test_a_webhook_that_says_no_until_it_has_loaded_is_waited_for(endpoint, admin, monkeypatch):
+    good, endpoint.status = endpoint.status, {"authenticated": False}
+    monkeypatch.setattr(webhook.time, "sleep", lambda _: setattr(endpoint, "status", good))
+
+    webhook.probe(endpoint.kubeconfig, admin, chained=True)
+    assert len(endpoint.asked) == 2
+
+
+def test_where_nothing_is_displaced_a_plain_no_is_well(endpoint, admin):
+    endpoint.status = {"authenticated": False}
+
+    webhook.probe(endpoint.kubeconfig, admin, chained=False)
+
+
+def test_an_endpoint_that_is_down_is_not_wired(endpoint, admin):
+    down = endpoint.kubeconfig.replace(b"/webhook", b":/webhook")
+
+    with pytest.raises(Waiting, match="does not answer a review"):
+        webhook.probe(down, admin, chained=True, seconds=0)
+
+
+def test_an_administrator_without_a_token_has_none_to_lose(endpoint, tmp_path):
+    webhook.probe(endpoint.kubeconfig, write_admin(tmp_path / "config", None), chained=True)
+
+    assert endpoint.asked == []
+
+
+@pytest.mark.parametrize("text", [None, "nonsense", "current-context: me\n"])
+def test_an_administrators_kubeconfig_that_is_not_there_yet_is_waited_for(endpoint, tmp_path, text):
+    path = tmp_path / "config"
+    if text is not None:
+        path.write_text(text)
+
+    with pytest.raises(Waiting, match="cannot be used yet"):
+        webhook.probe(endpoint.kubeconfig, path, chained=True)
