@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import ops
 import pytest
@@ -34,7 +35,7 @@ def elf(content: str = "one", machine: int = MACHINE) -> bytes:
     return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00" + machine.to_bytes(2, "little") + content.encode()
 
 
-def tar(*members: tuple[str, bytes], mode: str = "w:gz", link: str | None = None) -> bytes:
+def tar(*members: tuple[str, bytes], mode: Literal["w", "w:gz", "w:xz"] = "w:gz", link: str | None = None) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
         if link is not None:
