@@ -156,7 +156,9 @@ def _read_yaml(text: bytes) -> tuple[Any, Lines]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        hint = " (a `*` that stands alone needs quotes)" if "alias" in reason else ""
+        # What libyaml says of an alias without a name, which is what a bare `*` is to it.
+        bare = "alias" in reason or "alphabetic or numeric" in reason
+        hint = " (a `*` that stands alone needs quotes)" if bare else ""
         raise PolicyError([Problem(None, mark.line + 1 if mark else None, None, f"not YAML: {reason}{hint}")]) from None
     except ValueError as error:
         raise PolicyError([Problem(None, None, None, f"not a text in UTF-8: {error}")]) from None
@@ -523,7 +525,8 @@ class _Rule(NamedTuple):
 
     subjects: _Subjects
     verbs: frozenset[str] | None
-    applies: Callable[[Request], bool]
+    covers: Callable[[Request], bool]
+    on_resources: bool
 
     def allows(self, subject: Subject, request: Request) -> bool:
         verbs, (roles, any_of) = self.verbs, self.subjects
@@ -534,7 +537,10 @@ class _Rule(NamedTuple):
         for kind, values in any_of:
             if values.isdisjoint(getattr(subject, kind)):
                 return False
-        return self.applies(request)
+        return request.resource_request is self.on_resources and self.covers(request)
+
+    def applies(self, request: Request) -> bool:
+        return request.resource_request is self.on_resources and self.covers(request)
 
     def verb_fits(self, request: Request) -> bool:
         return self.verbs is None or request.verb in self.verbs
@@ -671,7 +677,7 @@ class Policy:
             if item.get("nonresource_permissions") is not None:
                 subjects = self._subjects(item, ())
                 for path, verbs in item["nonresource_permissions"].items():
-                    yield _Rule(subjects, _verbs(verbs), lambda _: True), [(_PATH, path, "")]
+                    yield _exact_path(subjects, verbs, path)
             elif item.get("nonresource") is not None:
                 yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
         except ValueError as error:
@@ -690,13 +696,13 @@ class Policy:
         allowed = _verbs([verb.lower() for verb in verbs])
         namespaces, resources = patterns[0], patterns[1]
         if upstream:
-            covers = _upstream_coverage(namespaces, resources)
+            coverage = _upstream_coverage(namespaces, resources)
         elif len(patterns) == 3:
-            covers = _sub_resource_coverage(namespaces, resources, patterns[2])
+            coverage = _sub_resource_coverage(namespaces, resources, patterns[2])
         else:
-            covers = _coverage(namespaces, resources, whole=allowed is None)
+            coverage = _coverage(namespaces, resources, whole=allowed is None)
         yield (
-            _Rule(subjects, allowed, covers),
+            _Rule(subjects, allowed, coverage, on_resources=True),
             [
                 (_RESOURCE, namespace, resource.partition("/")[0])
                 for namespace in namespaces.literals()
@@ -708,16 +714,16 @@ class Policy:
 def _upstream_coverage(namespaces: _Pattern, resources: _Pattern) -> Callable[[Request], bool]:
     """Upstream's version 1: sub-resources are not looked at."""
 
-    def applies(request: Request) -> bool:
+    def covers(request: Request) -> bool:
         return namespaces.matches_namespace(request.namespace) and resources.matches(request.resource)
 
-    return applies
+    return covers
 
 
 def _coverage(namespaces: _Pattern, resources: _Pattern, whole: bool) -> Callable[[Request], bool]:
     """The native `<namespace>/<resource>`; `whole`: with any verb, `*` is all there is, sub-resources included."""
 
-    def applies(request: Request) -> bool:
+    def covers(request: Request) -> bool:
         if not namespaces.matches_namespace(request.namespace):
             return False
         # The question "all resources?" (kubectl auth can-i get '*') is not answered by a rule for all but some.
@@ -730,7 +736,7 @@ def _coverage(namespaces: _Pattern, resources: _Pattern, whole: bool) -> Callabl
         named = (f"{request.resource}/{request.subresource}", f"{request.resource}/*")
         return not resources.negated and not resources.names.isdisjoint(named)
 
-    return applies
+    return covers
 
 
 def _sub_resource_coverage(
@@ -738,7 +744,7 @@ def _sub_resource_coverage(
 ) -> Callable[[Request], bool]:
     """The native `<namespace>/<resource>/<sub-resource>`, which is about sub-resources alone."""
 
-    def applies(request: Request) -> bool:
+    def covers(request: Request) -> bool:
         return (
             bool(request.subresource)
             and namespaces.matches_namespace(request.namespace)
@@ -746,14 +752,14 @@ def _sub_resource_coverage(
             and subresources.matches(request.subresource)
         )
 
-    return applies
+    return covers
 
 
 def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
     """Version 2's resource; `version` is in truth the API group."""
     group, namespace, resources = spec["version"], spec["namespace"], frozenset(spec["resources"])
 
-    def applies(request: Request) -> bool:
+    def covers(request: Request) -> bool:
         if group not in (_ANY, request.api_group) or namespace not in (_ANY, request.namespace):
             return False
         if _ANY in resources:
@@ -763,17 +769,23 @@ def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_W
         return f"{request.resource}/*" in resources or f"{request.resource}/{request.subresource}" in resources
 
     whats = {(_RESOURCE, namespace or _ANY, resource.partition("/")[0]) for resource in resources}
-    return _Rule(subjects, _verbs(spec["verbs"]), applies), sorted(whats)
+    return _Rule(subjects, _verbs(spec["verbs"]), covers, on_resources=True), sorted(whats)
 
 
 def _nonresource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
     """Version 2's nonresource; a trailing `*` in the path stands for any end."""
     path = spec["path"]
-    verbs = frozenset() if "" in spec["verbs"] else _verbs(spec["verbs"])
+    verbs = () if "" in spec["verbs"] else spec["verbs"]
     if not path.endswith(_ANY):
-        return _Rule(subjects, verbs, lambda _: True), [(_PATH, path, "")]
+        return _exact_path(subjects, verbs, path)
     start = path.rstrip(_ANY)
-    return _Rule(subjects, verbs, lambda request: request.path.startswith(start)), [(_PATH, _ANY, "")]
+    rule = _Rule(subjects, _verbs(verbs), lambda request: request.path.startswith(start), on_resources=False)
+    return rule, [(_PATH, _ANY, "")]
+
+
+def _exact_path(subjects: _Subjects, verbs: Sequence[str], path: str) -> tuple[_Rule, list[_What]]:
+    rule = _Rule(subjects, _verbs(verbs), lambda request: request.path == path, on_resources=False)
+    return rule, [(_PATH, path, "")]
 
 
 def _verbs(verbs: Sequence[str]) -> frozenset[str] | None:

@@ -1,0 +1,34 @@
+"""Fixtures of the authenticator's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.authenticator.support import Authority, KeystoneStandIn, StandIn
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def keystone() -> Iterator[KeystoneStandIn]:
+    stand_in = KeystoneStandIn()
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.fixture
+def webhook(authority: Authority) -> Iterator[StandIn]:
+    stand_in = StandIn(authority.server_context())
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
