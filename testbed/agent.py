@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from testbed import hook_tools
+from testbed import hook_tools, setup
 from testbed.cache import TestbedError
 from testbed.machine import Machine
 
@@ -29,19 +29,27 @@ MODEL = "k8s"
 HOOK_TIMEOUT = 900.0  # seconds; Juju has none, a test must
 
 
-# Run on the machine: zipfile drops modes and links, so they are set from what the archive says of them.
+# Run on the machine. As Juju's own deployer: what the last charm brought is taken away and what the charm wrote stays,
+# such as the state that ops keeps in the charm's folder. zipfile drops modes and links, so both are set by hand.
 UNPACK = """
-import os, sys, zipfile
+import stat, sys, zipfile
 from pathlib import Path
-archive = zipfile.ZipFile(sys.argv[1])
+old, new, folder = map(Path, sys.argv[1:])
+if old.exists():
+    for entry in zipfile.ZipFile(old).infolist():
+        if not entry.is_dir():
+            (folder / entry.filename).unlink(missing_ok=True)
+archive = zipfile.ZipFile(new)
 for entry in archive.infolist():
-    path, mode = Path(archive.extract(entry, sys.argv[2])), entry.external_attr >> 16
-    if mode & 0o170000 == 0o120000:
-        target = path.read_text()
-        path.unlink()
-        path.symlink_to(target)
-    elif mode:
-        path.chmod(mode & 0o7777)
+    path, mode = folder / entry.filename, entry.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(archive.read(entry).decode())
+    else:
+        archive.extract(entry, folder)
+        if mode:
+            path.chmod(stat.S_IMODE(mode))
+new.replace(old)
 """
 
 
@@ -57,11 +65,12 @@ class HookFailed(TestbedError):
 
 
 class LogLine(NamedTuple):
-    """A line of `juju debug-log`."""
+    """A line of `juju debug-log`; `source` is `juju-log`, or the hook whose output it is."""
 
     at: datetime
     level: str
     message: str
+    source: str = "juju-log"
 
 
 @dataclass
@@ -98,7 +107,7 @@ class Unit:
         self.name = f"{application}/{number}"
         self.endpoint = endpoint
         self.principal = principal
-        self.status = Status("unknown", "")
+        self.status = Status("waiting", "agent initialising")
         self.history: list[Status] = []
         self.log: list[LogLine] = []
         self.workload_version = ""
@@ -110,6 +119,8 @@ class Unit:
         self._options: dict[str, dict[str, Any]] = {}
         self._config: dict[str, Any] = {}
         self._related = False
+        self._data: dict[str, dict[str, str]] = {}
+        self._actions = 0
         self._model_uuid = str(uuid.uuid4())
 
     # What an operator does
@@ -122,6 +133,9 @@ class Unit:
     def relate(self) -> None:
         """`juju add-relation`: Juju makes the unit beside the principal's and runs its first hooks."""
         self._related = True
+        own = {"private-address": self.machine.address, "ingress-address": self.machine.address}
+        own["egress-subnets"] = f"{self.machine.address}/32"
+        self._data = {self.principal: dict(own), self.name: dict(own)}
         self._install()
         self.hook("install")
         self._relation_hook("created")
@@ -132,16 +146,22 @@ class Unit:
         self._relation_hook("changed")
 
     def configure(self, **options: Any) -> None:
-        """`juju config`; an underscore in a name here is a hyphen there."""
-        self._set({name.replace("_", "-"): value for name, value in options.items()})
-        if self._related:
+        """`juju config`; an underscore in a name here is a hyphen there. No hook runs if nothing changes."""
+        before = self._effective()
+        self.put(**options)
+        if self._related and self._effective() != before:
             self.hook("config-changed")
+
+    def put(self, **options: Any) -> None:
+        """Change settings without a hook, as `juju config` does while the unit is in the error state."""
+        self._set({name.replace("_", "-"): value for name, value in options.items()})
 
     def reset(self, *options: str) -> None:
         """`juju config --reset`."""
+        before = self._effective()
         for option in options:
             self._config.pop(option, None)
-        if self._related:
+        if self._related and self._effective() != before:
             self.hook("config-changed")
 
     def run_action(self, action: str, **params: Any) -> ActionResult:
@@ -157,12 +177,13 @@ class Unit:
         values.update(given)
         if missing := sorted(set(declared.get("required", [])) - set(values)):
             raise TestbedError(f"action {action}: {', '.join(missing)} is required")
+        self._actions += 1
         extra = {
             "JUJU_HOOK_NAME": "",
             "JUJU_DISPATCH_PATH": f"actions/{action}",
             "JUJU_ACTION_NAME": action,
-            "JUJU_ACTION_UUID": str(len(self.hooks) + 1),
-            "JUJU_ACTION_TAG": f"action-{len(self.hooks) + 1}",
+            "JUJU_ACTION_UUID": str(self._actions),
+            "JUJU_ACTION_TAG": f"action-{self._actions}",
         }
         done, effects = self._dispatch(extra, action={"name": action, "params": values})
         result = ActionResult("completed", {})
@@ -186,8 +207,13 @@ class Unit:
         """The hook that Juju runs every five minutes."""
         self.hook("update-status")
 
+    def reboot(self) -> None:
+        """Reboot the machine; Juju then runs `start` again."""
+        self.machine.reboot()
+        self.hook("start")
+
     def upgrade(self, charm: Path) -> None:
-        """`juju refresh`: the charm's folder is replaced."""
+        """`juju refresh`: what the charm brought is replaced, what it wrote stays."""
         self._take(charm)
         self._install()
         self.hook("upgrade-charm")
@@ -218,8 +244,48 @@ class Unit:
 
     def __str__(self) -> str:
         """The unit's line of `juju status`."""
-        status = Status("error", f'hook failed: "{self.failed_hook[0]}"') if self.failed_hook else self.status
+        status = self._shown()
         return f"{self.name}*  {status.name:<9} {self.machine.address}  {status.message}"
+
+    def juju_status(self) -> str:
+        """What `juju status` shows."""
+        status, address = self._shown(), self.machine.address
+        agent = "error" if self.failed_hook else "idle"
+        principal = self.principal.partition("/")[0]
+        version = self.workload_version
+        tables = [
+            [
+                ("App", "Version", "Status", "Scale", "Charm", "Message"),
+                (
+                    principal,
+                    setup.KUBERNETES_VERSION.lstrip("v"),
+                    "active",
+                    "1",
+                    principal,
+                    "Kubernetes control-plane running.",
+                ),
+                (self.application, version, status.name, str(int(self._related)), self.application, status.message),
+            ],
+            [
+                ("Unit", "Workload", "Agent", "Machine", "Public address", "Message"),
+                (f"{self.principal}*", "active", "idle", "0", address, "Kubernetes control-plane running."),
+                *([(f"  {self.name}*", status.name, agent, "", address, status.message)] if self._related else []),
+            ],
+        ]
+        return "\n\n".join(_table(rows) for rows in tables)
+
+    def debug_log(self, last: int = 100) -> str:
+        """What `juju debug-log` shows: the end of it."""
+        who = f"unit-{self.application}-{self.name.partition('/')[2]}"
+        lines = [
+            f"{who}: {line.at:%H:%M:%S} {line.level} unit.{self.name}.{line.source} {line.message}" for line in self.log
+        ]
+        return "\n".join(lines[-last:])
+
+    def _shown(self) -> Status:
+        if self.failed_hook:
+            return Status("error", f'hook failed: "{self.failed_hook[0]}"')
+        return self.status if self._related else Status("unknown", "")
 
     # What Juju does
 
@@ -264,7 +330,7 @@ class Unit:
                 "endpoint": self.endpoint,
                 "remote_app": self.principal.partition("/")[0],
                 "remote_units": [] if departed else [self.principal],
-                "data": {self.principal: {"private-address": self.machine.address}, self.name: {}},
+                "data": self._data,
             }
         ]
         context = {
@@ -285,6 +351,10 @@ class Unit:
             "JUJU_API_ADDRESSES": "192.0.2.1:17070",
             "JUJU_AVAILABILITY_ZONE": "default",
             "JUJU_CHARM_DIR": f"{self._folder}/charm",
+            "JUJU_CHARM_FTP_PROXY": "",
+            "JUJU_CHARM_HTTPS_PROXY": "",
+            "JUJU_CHARM_HTTP_PROXY": "",
+            "JUJU_CHARM_NO_PROXY": "",
             "JUJU_CONTEXT_ID": f"{self.name}-{what}-{uuid.uuid4().hex[:8]}",
             "JUJU_MACHINE_ID": "0",
             "JUJU_MODEL_NAME": MODEL,
@@ -307,8 +377,16 @@ class Unit:
                 self.history.append(self.status)
             elif effect["kind"] == "version":
                 self.workload_version = effect["version"]
+            elif effect["kind"] == "relation-set" and done.returncode == 0:
+                whose = self.application if effect["app"] else self.name
+                said = {**self._data.get(whose, {}), **effect["values"]}
+                self._data[whose] = {key: value for key, value in said.items() if value}
             elif effect["kind"] == "log":
-                self.log.append(LogLine(datetime.now(timezone.utc), effect["level"], effect["message"]))
+                at = datetime.fromtimestamp(effect["at"], timezone.utc)
+                self.log.append(LogLine(at, effect["level"], effect["message"]))
+        for level, text in (("DEBUG", done.stdout), ("WARNING", done.stderr)):
+            now = datetime.now(timezone.utc)
+            self.log += [LogLine(now, level, line, what) for line in text.splitlines()]
         return done, effects
 
     def _effects(self) -> list[dict[str, Any]]:
@@ -327,11 +405,9 @@ class Unit:
     def _install(self) -> None:
         """Put charm and hook tools on the machine."""
         assert self._charm is not None, "deploy first"
-        machine, packed = self.machine, f"{self._folder}/charm.zip"
+        machine, packed = self.machine, f"{self._folder}/new.charm"
         machine.write(packed, self._charm.read_bytes())
-        machine.run("rm", "-rf", f"{self._folder}/charm")
-        machine.run("python3", "-c", UNPACK, packed, f"{self._folder}/charm")
-        machine.run("rm", packed)
+        machine.run("python3", "-c", UNPACK, f"{self._folder}/deployed.charm", packed, f"{self._folder}/charm")
         machine.write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_bytes(), 0o755)
         machine.shell("\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS))
 
@@ -357,3 +433,9 @@ class Unit:
         assert self._charm is not None, "deploy first"
         with zipfile.ZipFile(self._charm) as archive:
             return yaml.safe_load(archive.read(name)) or {} if name in archive.namelist() else {}
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def record(kind: str, **values: Any) -> None:
     """Append an effect; one write, so that two tools at once do not mix."""
-    line = json.dumps({"kind": kind, **values}) + "\n"
+    line = json.dumps({"kind": kind, "at": time.time(), **values}) + "\n"
     handle = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(handle, line.encode())
@@ -114,10 +115,26 @@ def relation_get(context: Context, arguments: list[str]) -> None:
     show(data if options.key in (None, "-") else data.get(options.key), options.format == "json")
 
 
+def pairs_of(options: argparse.Namespace) -> dict[str, str]:
+    """The settings of `--file` (JSON only: there is no YAML parser on the machine) and of `key=value` arguments."""
+    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text() if options.file else "{}"
+    values = json.loads(text)
+    for pair in options.pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            fail(f'expected "key=value", got "{pair}"', 2)
+        values[key] = value
+    return values
+
+
 def relation_set(context: Context, arguments: list[str]) -> None:
-    """Say something; only the form `key=value`, for there is no YAML parser on the machine."""
-    options = parser("relation-set", "pairs*").parse_args(arguments)
-    values = dict(pair.split("=", 1) for pair in options.pairs)
+    """Say something."""
+    made = parser("relation-set", "pairs*")
+    made.add_argument("--file")
+    options = made.parse_args(arguments)
+    if options.app and not context["leader"]:
+        fail("cannot write relation settings: this unit is not the leader")
+    values = pairs_of(options)
     record("relation-set", relation=relation(context, options.relation)["id"], app=options.app, values=values)
 
 
@@ -229,9 +246,29 @@ def unit_get(context: Context, arguments: list[str]) -> None:
     show(context["address"], options.format == "json")
 
 
-def state(context: Context, arguments: list[str]) -> None:
-    """Controller-side charm state; the charm does not use it, and a call is an error to look into."""
-    fail("the stand-in keeps no controller-side state")
+def stored() -> dict[str, str]:
+    """What the charm keeps at the controller; here in a file beside this one."""
+    path = FOLDER / "state.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def state_get(context: Context, arguments: list[str]) -> None:
+    """All of the controller-side state, or one value."""
+    options = parser("state-get", "key?").parse_args(arguments)
+    show(stored().get(options.key) if options.key not in (None, "-") else stored(), options.format == "json")
+
+
+def state_set(context: Context, arguments: list[str]) -> None:
+    """Keep values."""
+    made = parser("state-set", "pairs*")
+    made.add_argument("--file")
+    (FOLDER / "state.json").write_text(json.dumps({**stored(), **pairs_of(made.parse_args(arguments))}))
+
+
+def state_delete(context: Context, arguments: list[str]) -> None:
+    """Forget a value."""
+    key = parser("state-delete", "key").parse_args(arguments).key
+    (FOLDER / "state.json").write_text(json.dumps({name: value for name, value in stored().items() if name != key}))
 
 
 def not_there(what: str) -> Callable[[Context, list[str]], None]:
@@ -274,9 +311,9 @@ TOOLS: dict[str, Callable[[Context, list[str]], None]] = {
     "secret-get": not_there("secret not found"),
     "secret-ids": lambda context, arguments: show([], "--format=json" in arguments),
     "secret-info-get": not_there("secret not found"),
-    "state-delete": state,
-    "state-get": state,
-    "state-set": state,
+    "state-delete": state_delete,
+    "state-get": state_get,
+    "state-set": state_set,
     "status-get": status_get,
     "status-set": status_set,
     "storage-list": lambda context, arguments: show([], "--format=json" in arguments),
