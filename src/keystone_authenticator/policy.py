@@ -27,7 +27,7 @@ from keystone_authenticator.identity import Naming, Subject, by_id, by_name
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
-MAX_VALUES = 1_000_000
+MAX_VALUES = 300_000
 
 _ITEM_KEYS = ("users", "resource_permissions", "nonresource_permissions", "resource", "nonresource", "match")
 _PERMISSION_KEYS = ("resource_permissions", "nonresource_permissions", "resource", "nonresource")

@@ -1,4 +1,4 @@
-"""What the authenticator's tests share: certificates, likely tokens, stand-ins that fail on demand, a running service."""
+"""What the authenticator's tests share: certificates, likely tokens, stand-ins that fail on demand, a service."""
 
 from __future__ import annotations
 
