@@ -1,4 +1,4 @@
-"""The words of the wiring: flags, what is desired, where things lie, what can go wrong. Nothing here touches the machine."""
+"""The words of the wiring: flags, what is desired, where things lie, what can go wrong. Touches nothing."""
 
 from __future__ import annotations
 

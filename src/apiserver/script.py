@@ -28,8 +28,13 @@ def install(layout: Layout) -> None:
     install_script(layout)
     for unit in _UNITS:
         files.write(layout.place.unit_folder / unit, _render(unit, layout), 0o644)
-    files.write(drop_in_path(layout), _render("drop-in.conf", layout), 0o644)
-    systemd.reload_if_needed(layout.service, *_UNITS)
+    drop_in = drop_in_path(layout)
+    files.write(drop_in, _render("drop-in.conf", layout), 0o644)
+    # NeedDaemonReload says nothing of the first drop-in of a unit: systemd keeps a list of the folders that there are.
+    if systemd.has_drop_in(layout.service, drop_in):
+        systemd.reload_if_needed(layout.service, *_UNITS)
+    else:
+        systemd.daemon_reload()
 
 
 def install_script(layout: Layout) -> None:
@@ -45,10 +50,8 @@ def uninstall(layout: Layout) -> None:
         systemd.stop(_RETRY_TIMER)
     for path in (*paths, layout.place.script):
         files.remove(path)
-    if there:
+    if there or systemd.has_drop_in(layout.service, paths[0]):  # a run before this one may have been killed in between
         systemd.daemon_reload()
-    else:
-        systemd.reload_if_needed(layout.service)  # a run before this one was killed in between
     for folder in (drop_in_path(layout).parent, layout.place.script.parent):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

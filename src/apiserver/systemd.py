@@ -12,8 +12,8 @@ from apiserver.model import WiringError
 
 _LOG_LINES = 20
 _LOG_WIDTH = 300
-# Tokens of Keystone (Fernet), JWTs, Charmed Kubernetes' `uid::token`, what follows "Bearer" or "token=", and any long run
-# of characters that is neither a path nor a flag's name.
+# Tokens of Keystone (Fernet), JWTs, Charmed Kubernetes' `uid::token`, what follows "Bearer" or "token=", and any long
+# run of characters that is neither a path nor a flag's name.
 _SECRETS = re.compile(
     r"gAAAA[\w=-]+|eyJ[\w.=-]+|[^\s\"']+::[^\s\"']+"
     r"|(?i:(?<=bearer )|(?<=token=)|(?<=password=))[^\s\"']+"
@@ -33,7 +33,7 @@ def active(unit: str) -> bool:
 
 
 def restart(unit: str, timeout: float) -> str:
-    """Restart a unit, or start it, even one that has failed too often. Returns what systemctl complained about, if it did."""
+    """Restart a unit, or start it, even one that has failed too often. Returns what systemctl complained about."""
     if show(unit, "ActiveState") == "failed":
         _systemctl("reset-failed", unit, timeout=20)
     done = _systemctl("restart", unit, timeout=timeout)
@@ -45,6 +45,11 @@ def restart(unit: str, timeout: float) -> str:
 def stop(unit: str) -> None:
     """Stop a unit, be it there or not."""
     _systemctl("stop", unit, timeout=30)
+
+
+def has_drop_in(unit: str, path: Path) -> bool:
+    """Whether systemd, as it is now, takes this file into account for the unit."""
+    return str(path) in show(unit, "DropInPaths").split()
 
 
 def reload_if_needed(*units: str) -> None:

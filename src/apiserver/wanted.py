@@ -3,7 +3,7 @@
 Written whole by one rename, root-only, under the lock beside it; the script counts in it. A line each, in this order:
 
     wanted 1                     format
-    state trial                  trial, confirmed, bypassed (by OnFailure=), or acquitted (it crashed without our flags, too)
+    state trial                  trial, confirmed, bypassed (OnFailure=), or acquitted (crashed without our flags, too)
     starts 1                     how many starts with our flags are left
     life BOOT-ID UPTIME          the start that was taken for the API server's present life; "-": it runs without ours
     retry BOOT-ID COUNT UPTIME   after a bypass: how often within a day, and when to come back at the earliest; or "-"

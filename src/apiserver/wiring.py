@@ -61,8 +61,8 @@ def check(layout: Layout, authorization: bool) -> None:
     unset = "unset `policy`, or take the other out first; nothing was changed"
     if flags.last("authorization-config"):
         raise Conflict(
-            f"the API server uses --authorization-config={flags.last('authorization-config')}, which excludes the flags "
-            f"that `policy` needs: {unset}"
+            f"the API server uses --authorization-config={flags.last('authorization-config')}, which excludes the "
+            f"flags that `policy` needs: {unset}"
         )
     if flags.last("authorization-webhook-config-file"):
         raise Conflict(
@@ -349,7 +349,8 @@ def _running_with_ours(layout: Layout) -> bool:
 def _in_force(layout: Layout, what: Wanted) -> bool:
     """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
     running = systemd.running_args(layout.service)
-    return running is not None and set(args.parse("\n".join(what.lines)).flags) <= set(running.flags)
+    flags = args.parse("\n".join(what.lines[1:])).flags  # the first only marks the block's beginning
+    return running is not None and set(flags) <= set(running.flags)
 
 
 def _cut(layout: Layout) -> None:

@@ -1,0 +1,52 @@
+"""Plays the API server: `/readyz` and SelfSubjectReview over TLS, on the port in its flags. Does as a file says."""
+
+import http.server
+import json
+import pathlib
+import ssl
+import sys
+import threading
+import time
+
+folder, *flags = sys.argv[1:]
+told = json.loads(pathlib.Path(folder, "behaviour.json").read_text())
+port = next(int(word.partition("=")[2]) for word in flags if word.startswith("--secure-port="))
+
+
+def is_so(what: str) -> bool:
+    return what in told and any(told[what] in word for word in flags)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Knows one token, and two paths."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Bearer admin::cluster-token-0123456789abcdef" and not is_so(
+            "lockout"
+        )
+        code = 401 if not known else 500 if is_so("deaf") else 200
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(201 if code == 200 and self.command == "POST" else code)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if is_so("crash"):
+    time.sleep(0.1)
+    print("panic: bearer gAAAAABsecret: the flags are not to its liking", file=sys.stderr)
+    sys.exit(1)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(pathlib.Path(folder, "server.pem"))
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+if is_so("crash_later"):
+    threading.Timer(0.7, lambda: __import__("os")._exit(1)).start()
+server.serve_forever()

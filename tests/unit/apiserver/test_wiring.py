@@ -1,0 +1,561 @@
+"""apply, remove and state, with the real script and a running service."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apiserver
+from apiserver import Conflict, Kind, files, layouts, script, systemd, wanted, wiring
+from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
+
+
+def nothing_wrong() -> None:
+    """A probe that finds the authenticator in order."""
+
+
+def apply(machine: Machine, probe: Callable[[], None] = nothing_wrong, **desired: Any) -> bool:
+    said: list[str] = []
+    restarted = apiserver.apply(machine.layout, machine.desired(**desired), probe, said.append, QUICK)
+    assert bool(said) == restarted, "each restart is announced, and nothing else"
+    return restarted
+
+
+def apply_fails(machine: Machine, **desired: Any) -> apiserver.ApplyFailed:
+    with pytest.raises(apiserver.ApplyFailed) as caught:
+        apply(machine, **desired)
+    return caught.value
+
+
+def test_flags_come_into_force_with_one_restart_and_are_confirmed(machine: Machine) -> None:
+    before = machine.args
+    apiserver.chain(machine.layout)
+    assert apply(machine, authorization=True)
+    assert machine.in_force
+    assert machine.systemd.restarts == 1
+    assert machine.args.startswith(before)
+    assert (machine.wanted.stage, machine.wanted.starts) == (wanted.Stage.CONFIRMED, 3)
+    assert apiserver.state(machine.layout) == apiserver.State(
+        Kind.IN_FORCE, "", machine.desired(authorization=True).digest
+    )
+    for path in machine.desired(authorization=True).files:
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_apply_changes_nothing_and_asks_nobody(machine: Machine) -> None:
+    apply(machine)
+    before, process = machine.snapshot(), machine.systemd.process
+
+    def probe() -> None:
+        raise AssertionError("there is nothing to ask the authenticator for")
+
+    assert not apply(machine, probe)
+    assert machine.snapshot() == before
+    assert machine.systemd.process is process
+
+
+def test_a_changed_kubeconfig_needs_a_restart_although_no_flag_changes(machine: Machine) -> None:
+    apply(machine)
+    assert apply(machine, content="another certificate")
+    assert machine.systemd.restarts == 2
+    assert machine.wanted.digest == machine.desired("another certificate").digest
+
+
+def test_an_authenticator_that_does_not_answer_keeps_everything_as_it_is(machine: Machine) -> None:
+    before = machine.args
+
+    def probe() -> None:
+        raise RuntimeError("the authenticator says 503")
+
+    with pytest.raises(RuntimeError, match="503"):
+        apply(machine, probe)
+    assert machine.args == before
+    assert machine.systemd.restarts == 0
+    assert apiserver.state(machine.layout).kind is Kind.ABSENT
+
+
+def test_nothing_is_added_to_a_server_that_is_not_ready(machine: Machine) -> None:
+    machine.behave(deaf="--secure-port")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    with pytest.raises(apiserver.NotReady, match="/readyz says 500"):
+        apply(machine)
+    assert not machine.wired
+    assert machine.systemd.restarts == 1
+
+
+def test_nothing_is_added_where_the_cluster_token_is_refused_already(machine: Machine) -> None:
+    machine.behave(lockout="--secure-port")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    with pytest.raises(apiserver.NotReady, match="answers 401 to the cluster token"):
+        apply(machine)
+    assert not machine.wired
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("crash", "did not keep running"), ("deaf", "/readyz says 500"), ("lockout", "401 to the cluster token")],
+)
+def test_a_server_that_does_not_work_with_our_flags_gets_its_own_back(
+    machine: Machine, behaviour: str, reason: str
+) -> None:
+    before = machine.args
+    machine.behave(**{behaviour: "kubernetes-keystone"})
+    error = apply_fails(machine)
+    assert reason in error.reason
+    machine.wait_for("the server without our flags", lambda: machine.systemd.state == "active")
+    assert not machine.in_force
+    assert machine.args == before
+    state = apiserver.state(machine.layout)
+    assert (state.kind, state.reason) == (Kind.FAILED, error.reason)
+    assert not any(TOKEN in line or "gAAAAA" in line for line in error.log)
+
+
+def test_the_log_of_a_crash_is_told_without_the_secrets_in_it(machine: Machine) -> None:
+    machine.behave(crash="kubernetes-keystone")
+    assert "panic: bearer […]: the flags are not to its liking" in apply_fails(machine).log
+
+
+def test_what_failed_is_not_tried_again_until_something_else_is_desired(machine: Machine) -> None:
+    machine.behave(crash="kubernetes-keystone")
+    first = apply_fails(machine)
+    restarts = machine.systemd.restarts
+    machine.behave()
+    again = apply_fails(machine)
+    assert (again.reason, again.log) == (first.reason, first.log)
+    assert machine.systemd.restarts == restarts
+    assert apply(machine, content="something else")
+    assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+
+
+def test_removal_lets_what_failed_be_tried_again(machine: Machine) -> None:
+    machine.behave(crash="kubernetes-keystone")
+    apply_fails(machine)
+    machine.behave()
+    apiserver.remove(machine.layout, patience=QUICK)
+    assert apply(machine)
+
+
+def test_a_change_that_fails_leaves_in_force_what_worked_before(machine: Machine) -> None:
+    apply(machine)
+    good = machine.wanted.digest
+    machine.behave(deaf="authorization-webhook")
+    apply_fails(machine, authorization=True)
+    assert machine.in_force
+    assert not any("authorization-webhook" in word for word in machine.running_flags())
+    state = apiserver.state(machine.layout)
+    assert (state.kind, state.digest) == (Kind.IN_FORCE, good)
+    assert "taken back" in state.reason
+    assert not apply(machine)
+    assert apiserver.state(machine.layout).reason == ""
+
+
+# ---- what happens on its own
+
+
+def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(machine: Machine) -> None:
+    apply(machine)
+    rewritten = machine.args.splitlines(keepends=True)[:20]
+    machine.args = "".join(rewritten)
+    assert not apply(machine), "rewritten but not restarted: the running server still has the flags"
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert machine.in_force
+    restarts = machine.systemd.restarts
+    assert not apply(machine)
+    assert machine.systemd.restarts == restarts
+    apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == "".join(rewritten)
+
+
+def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(machine: Machine) -> None:
+    apply(machine)
+    machine.behave(crash="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    machine.wait_for("the last start to be lost", lambda: machine.wanted.ran_out)
+    machine.wait_for("a running server", lambda: machine.systemd.state == "active")
+    assert not machine.wired
+    state = apiserver.state(machine.layout)
+    assert state.kind is Kind.FAILED
+    assert "3 times" in state.reason
+    restarts = machine.systemd.restarts
+    assert "3 times" in apply_fails(machine).reason
+    assert machine.systemd.restarts == restarts
+    machine.behave()
+    assert apply(machine, content="something else")
+
+
+def test_a_server_that_crashes_without_our_flags_as_well_gets_them_back(machine: Machine) -> None:
+    """Its etcd was away, say."""
+    apply(machine)
+    machine.behave(crash="--secure-port")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    machine.wait_for("systemd giving up", lambda: machine.systemd.state == "failed")
+    assert machine.wanted.stage is wanted.Stage.ACQUITTED
+    machine.behave()
+    machine.systemd.systemctl(["reset-failed", machine.layout.service])
+    machine.systemd.systemctl(["start", machine.layout.service])
+    assert not machine.in_force
+    assert apply(machine)
+    assert machine.in_force
+
+
+def test_a_file_of_ours_that_someone_changed_is_put_right_without_a_restart(machine: Machine) -> None:
+    apply(machine)
+    path = next(iter(machine.desired().files))
+    path.write_text("garbage")
+    assert not apply(machine)
+    assert path.read_text() == "kubeconfig"
+
+
+def test_a_server_started_without_our_flags_is_tried_again(machine: Machine) -> None:
+    apply(machine)
+    next(iter(machine.desired().files)).write_text("garbage")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert not machine.in_force
+    assert apiserver.state(machine.layout).kind is Kind.PENDING
+    assert apply(machine)
+    assert machine.in_force
+
+
+# ---- the authenticator cannot be kept running
+
+
+def bypass(machine: Machine) -> None:
+    subprocess.run(["/bin/sh", str(machine.place.script), "bypass"], check=True)
+    machine.wait_for("a server without our flags", lambda: machine.systemd.state == "active" and not machine.in_force)
+
+
+def retry(machine: Machine) -> None:
+    subprocess.run(["/bin/sh", str(machine.place.script), "retry"], check=True)
+
+
+def without_curl(machine: Machine) -> None:
+    """Is-active alone decides then; nothing listens on the authenticator's port here."""
+    (Path(machine.systemd.path.split(":")[0]) / "curl").write_text("#!/bin/sh\nexit 0\n")
+    (Path(machine.systemd.path.split(":")[0]) / "curl").chmod(0o755)
+
+
+def test_bypass_takes_our_flags_out_and_restarts_the_server(machine: Machine) -> None:
+    before = machine.args
+    apply(machine)
+    bypass(machine)
+    assert machine.args == before
+    assert apiserver.state(machine.layout).kind is Kind.BYPASSED
+    assert machine.systemd.units["kubernetes-keystone-retry.timer"] == "active"
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert not machine.in_force, "a clean end gives nothing back"
+    restarts = machine.systemd.restarts
+    assert not apply(machine)
+    assert machine.systemd.restarts == restarts, "it comes back with the authenticator, not with a hook"
+
+
+def test_bypass_restarts_nothing_that_runs_without_our_flags(machine: Machine) -> None:
+    apply(machine)
+    bypass(machine)
+    restarts = machine.systemd.restarts
+    bypass(machine)
+    time.sleep(0.3)
+    assert machine.systemd.restarts == restarts
+
+
+def test_our_flags_come_back_with_the_authenticator(machine: Machine) -> None:
+    without_curl(machine)
+    apply(machine)
+    bypass(machine)
+    machine.systemd.units["kubernetes-keystone.service"] = "failed"
+    # The wait is a minute: let it be over.
+    found = machine.wanted
+    boot, count, _ = found.retry.split()
+    wanted.write(machine.place, wanted.replace(found, retry=f"{boot} {count} 1"))
+    retry(machine)
+    assert machine.systemd.units["kubernetes-keystone.service"] == "active", "it is started again"
+    assert not machine.in_force, "and asked a minute later"
+    retry(machine)
+    machine.wait_for("our flags", lambda: machine.systemd.state == "active" and machine.in_force)
+    assert machine.systemd.units["kubernetes-keystone-retry.timer"] == "inactive"
+    assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+
+
+def test_each_bypass_doubles_the_wait(machine: Machine) -> None:
+    without_curl(machine)
+    apply(machine)
+    waits = []
+    for _ in range(7):
+        found = machine.wanted
+        wanted.write(machine.place, wanted.replace(found, stage=wanted.Stage.CONFIRMED, starts=3))
+        machine.script("bypass")
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        waits.append(round((int(machine.wanted.retry.split()[2]) - uptime) / 60))
+        retry(machine)
+        assert machine.wanted.stage is wanted.Stage.BYPASSED, "not before the wait is over"
+    assert waits == [1, 2, 4, 8, 16, 32, 32]
+
+
+# ---- removal
+
+
+def test_removal_leaves_the_machine_as_it_was(machine: Machine) -> None:
+    shutil.rmtree(machine.layout.config_folder)
+    machine.args = machine.args.removesuffix("\n")
+    before = machine.snapshot()
+    apiserver.chain(machine.layout)
+    apply(machine, authorization=True)
+    restarts = machine.systemd.restarts
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.systemd.restarts == restarts + 1
+    assert not machine.in_force
+    after = machine.snapshot()
+    # These two folders are the whole charm's, made beforehand by the test and left to whoever uses them last.
+    for folder in ("opt/kubernetes-keystone", "var/lib/kubernetes-keystone"):
+        before.pop(folder)
+        after.pop(folder, None)
+    assert after == before
+    assert apiserver.state(machine.layout).kind is Kind.ABSENT
+
+
+def test_removal_twice_or_of_nothing_does_nothing(machine: Machine) -> None:
+    shutil.rmtree(machine.layout.config_folder)
+    before, process = machine.args, machine.systemd.process
+    assert not apiserver.remove(machine.layout, patience=QUICK)
+    apply(machine)
+    assert apiserver.wired(machine.place) == machine.layout
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert apiserver.wired(machine.place) is None
+    process = machine.systemd.process
+    assert not apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.systemd.process is process
+    assert machine.args == before
+
+
+def test_removal_works_while_the_server_is_down(machine: Machine) -> None:
+    before = machine.args
+    apply(machine)
+    machine.systemd.systemctl(["stop", machine.layout.service])
+    assert not apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
+    assert machine.systemd.state == "inactive", "who stopped it had a reason"
+
+
+def test_removal_works_when_the_server_does_not_come_back(machine: Machine) -> None:
+    before = machine.args
+    apply(machine)
+    machine.behave(deaf="--secure-port")
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
+    assert not machine.place.script.exists()
+
+
+def test_removal_works_when_the_snap_is_gone(machine: Machine) -> None:
+    apply(machine)
+    machine.systemd.systemctl(["stop", machine.layout.service])
+    shutil.rmtree(machine.root / "var/snap")
+    (machine.place.unit_folder / machine.layout.service).unlink()
+    with pytest.raises(apiserver.NotFound):
+        apiserver.detect("auto", machine.place)
+    layout = apiserver.wired(machine.place)
+    assert layout is not None
+    assert not apiserver.remove(layout, patience=QUICK)
+    assert apiserver.wired(machine.place) is None
+
+
+# ---- a charm that is killed
+
+
+class Killed(BaseException):
+    """Passes every handler, as a kill does; the kernel lets go of the lock as `finally` does."""
+
+
+def count_effects(monkeypatch: pytest.MonkeyPatch, kill_at: int) -> list[int]:
+    """Count what the package does to the machine; before the effect number `kill_at`, the charm is killed."""
+    count = [0]
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == kill_at:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(files, "write", guarded(files.write))
+    monkeypatch.setattr(files, "remove", guarded(files.remove))
+    monkeypatch.setattr(script, "run", guarded(script.run))
+    monkeypatch.setattr(systemd, "restart", guarded(systemd.restart))
+    monkeypatch.setattr(systemd, "daemon_reload", guarded(systemd.daemon_reload))
+    monkeypatch.setattr(wiring, "verify", guarded(wiring.verify))
+    return count
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["server keeps running", "server is killed as well"])
+def test_a_charm_killed_at_any_step_of_apply_ends_well(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, crash: bool
+) -> None:
+    before = machine.args
+    step, finished = FIRST_STEP, False
+    while not finished:
+        step += STRIDE
+        with monkeypatch.context() as patch:
+            count_effects(patch, step)
+            try:
+                apply(machine, content=f"certificate {step}")
+                finished = True
+            except Killed:
+                pass
+        if crash and machine.systemd.process:
+            machine.systemd.process.kill()
+        machine.wait_for("a running server", lambda: machine.systemd.state == "active" and machine.systemd.process)
+        machine.systemd.began.clear()
+        apply(machine, content=f"certificate {step}")
+        assert machine.in_force, f"killed at step {step}"
+        assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+        if random.random() < 0.5:  # the next one starts from nothing, or from what is in force
+            apiserver.remove(machine.layout, patience=QUICK)
+            assert machine.args == before
+    assert step > 8
+
+
+def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = machine.args
+    machine.behave(lockout="kubernetes-keystone")
+    step, finished = FIRST_STEP, False
+    while not finished:
+        step += STRIDE
+        with monkeypatch.context() as patch:
+            count_effects(patch, step)
+            try:
+                apply_fails(machine, content=f"certificate {step}")
+                finished = True
+            except Killed:
+                pass
+        machine.wait_for("a running server", lambda: machine.systemd.state == "active" and machine.systemd.process)
+        machine.systemd.began.clear()
+        apply_fails(machine, content=f"certificate {step}")
+        assert not machine.in_force, f"killed at step {step}"
+        assert machine.args == before
+    assert step > 8
+
+
+def test_a_charm_killed_at_any_step_of_removal_is_done_by_the_next_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = machine.args
+    step, finished = FIRST_STEP, False
+    while not finished:
+        step += STRIDE
+        apply(machine)
+        machine.systemd.began.clear()
+        with monkeypatch.context() as patch:
+            count_effects(patch, step)
+            try:
+                apiserver.remove(machine.layout, patience=QUICK)
+                finished = True
+            except Killed:
+                pass
+        apiserver.remove(machine.layout, patience=QUICK)
+        assert machine.args == before
+        assert not machine.in_force
+        assert apiserver.wired(machine.place) is None
+        assert machine.systemd._loaded == "", f"killed at step {step}"
+    assert step > 5
+
+
+def test_a_charm_killed_for_real_in_the_middle_of_a_trial_is_confirmed_by_the_next_hook(machine: Machine) -> None:
+    code = (
+        "import sys; from pathlib import Path; from apiserver import *; import apiserver.wiring as w, os, signal\n"
+        "real = w.verify; calls = []\n"
+        "def verify(*a):\n"
+        "    real(*a); calls.append(1)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "w.verify = verify\n"
+        "folder = sys.argv[2] + '/var/snap/kube-apiserver/common/kubernetes-keystone/authentication.kubeconfig'\n"
+        "flags = (Flag('authentication-token-webhook-config-file', folder),)\n"
+        "place = Place(Path(sys.argv[2]), sys.argv[3])\n"
+        "apply(detect('charmed', place), Desired(flags, {Path(folder): b'k'}), lambda: None, lambda _: None)\n"
+    )
+    command = [sys.executable, "-c", code, "x", str(machine.root), machine.place.reader]
+    source = str(Path(apiserver.__file__).parents[1])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": source}, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert machine.in_force
+    assert (machine.wanted.stage, machine.wanted.starts) == (wanted.Stage.TRIAL, 0)
+    assert apiserver.state(machine.layout).kind is Kind.TRIAL
+    path = machine.layout.config_folder / "authentication.kubeconfig"
+    desired = apiserver.Desired((apiserver.Flag("authentication-token-webhook-config-file", str(path)),), {path: b"k"})
+    restarts = machine.systemd.restarts
+    assert not apiserver.apply(machine.layout, desired, nothing_wrong, print, QUICK)
+    assert machine.wanted.stage is wanted.Stage.CONFIRMED
+    assert machine.systemd.restarts == restarts
+
+
+# ---- finding and checking
+
+
+def test_a_machine_without_the_unit_or_the_args_file_is_not_charmed(tree: Tree) -> None:
+    assert apiserver.detect("auto", tree.place) == tree.layout
+    tree.layout.args_file.unlink()
+    for choice in ("auto", "charmed"):
+        with pytest.raises(apiserver.NotFound, match=r"snap\.kube-apiserver\.daemon"):
+            apiserver.detect(choice, tree.place)
+
+
+def test_two_layouts_at_once_are_for_the_operator_to_tell_apart(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type(tree.layout)(tree.place, name="other")
+    monkeypatch.setattr("apiserver.layouts.LAYOUTS", (type(tree.layout), lambda _: other))
+    with pytest.raises(apiserver.Ambiguous, match=r"charmed, other.*set api-server"):
+        apiserver.detect("auto", tree.place)
+    assert apiserver.detect("other", tree.place) == other
+
+
+def test_an_unknown_layout_is_refused_with_those_that_there_are(tree: Tree) -> None:
+    with pytest.raises(apiserver.Unknown, match="use auto or one of: charmed"):
+        apiserver.detect("openshift", tree.place)
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ('--authorization-webhook-config-file="/root/cdk/authz.conf"\n', "/root/cdk/authz.conf"),
+        ("--authorization-webhook-config-file '/root/cdk/authz.conf'\n", "/root/cdk/authz.conf"),
+        ("--authorization_webhook_config_file=/root/cdk/authz.conf\n", "/root/cdk/authz.conf"),
+        ('--authorization-config="/root/cdk/authz.yaml"\n', "/root/cdk/authz.yaml"),
+        ('--authorization-mode="AlwaysAllow"\n', "Node,RBAC,AlwaysAllow"),
+        ("--authorization-mode RBAC,Webhook\n", "Webhook is set without"),
+    ],
+)
+def test_check_names_what_is_in_the_way_of_a_policy(tree: Tree, extra: str, named: str) -> None:
+    tree.args += extra
+    before = tree.snapshot()
+    with pytest.raises(Conflict, match=named):
+        apiserver.check(tree.layout, authorization=True)
+    apiserver.check(tree.layout, authorization=False)
+    assert tree.snapshot() == before
+
+
+@pytest.mark.parametrize("mode", ["", '--authorization-mode=""\n'])
+def test_check_wants_an_authorization_mode_to_add_to(tree: Tree, mode: str) -> None:
+    tree.args = tree.args.replace('--authorization-mode="Node,RBAC"\n', mode)
+    with pytest.raises(Conflict, match="no --authorization-mode is set"):
+        apiserver.check(tree.layout, authorization=True)
+
+
+def test_check_does_not_take_our_own_flags_for_someone_elses(machine: Machine) -> None:
+    apply(machine, authorization=True)
+    assert machine.wired
+    apiserver.check(machine.layout, authorization=True)
+
+
+def test_the_state_is_told_on_a_machine_that_has_nothing(tmp_path: Path) -> None:
+    place = apiserver.Place(tmp_path)
+    assert apiserver.wired(place) is None
+    assert json.dumps(apiserver.state(layouts.LAYOUTS[0](place)).kind) == '"absent"'
