@@ -36,6 +36,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def __init__(self, framework: ops.Framework):
         super().__init__(framework)
         self._verdict: ops.StatusBase | None = None
+        # A line for each connection and each answer; ops hands everything to Juju's log.
+        logging.getLogger("urllib3").setLevel(logging.WARNING)
         relation = self.on[RELATION]
         for event in (
             self.on.install,
@@ -134,6 +136,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             authorization=policy is not None,
             backends=self._backends(config, behind),
         )
+        if layout is not None:
+            apiserver.chain(layout)
         authenticator.start(self.places, config.listen, bypass=layout is not None)
         status = authenticator.wait_until_in_force(self.places, tls)
         authenticator.remove_unused_inputs(self.places, config)
@@ -183,7 +187,6 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             chained = authenticator.status().chained.state == "ready"
             webhook.probe(kubeconfig, layout.admin_kubeconfig, chained=chained)
 
-        apiserver.chain(layout)
         apiserver.apply(layout, desired, probe, self._announce)
         state = apiserver.state(layout)
         if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL}:

@@ -2,6 +2,7 @@
 
     python3 -m testbed.pack            pack (or find in the cache), check, print the path
     python3 -m testbed.pack --check F  only check that a packed charm has what it needs and nothing else
+    python3 -m testbed.pack --wheels   only check that there are wheels for every base and architecture of the charm
 
 charmcraft packs in destructive mode only where the host calls itself the Ubuntu of charmcraft.yaml. Where it is
 another Debian, it runs in a mount namespace of its own with an os-release that says Ubuntu 22.04; nothing outside that
@@ -28,6 +29,8 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHARMCRAFT = "4.5.0"
@@ -58,6 +61,8 @@ MEMBERS = (
     "authenticator/lib/keystone_authenticator/__main__.py",
 )
 """Without any one of these the packed charm cannot work."""
+SOURCE_ONLY = {"charmhelpers"}
+"""Published without a wheel; pure Python, so that packing makes one in a second."""
 EXECUTABLE = ("dispatch", "src/charm.py", "authenticator/keystone-authenticator")
 TOP_LEVEL = {
     "dispatch",
@@ -161,6 +166,47 @@ def problems(charm: Path) -> list[str]:
                 "the authenticator", ["-I", "-S", str(tree / "authenticator/keystone-authenticator"), "--version"]
             )
     return found
+
+
+def missing_wheels() -> list[str]:
+    """Say which pinned requirement has no wheel for one of the charm's bases; asks the package index, installs nothing."""
+    found: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="wheels-") as scratch:
+        for name in ("requirements.txt", "requirements-authenticator.txt"):
+            for version in ("3.10", "3.12"):
+                for machine in ("x86_64", "aarch64"):
+                    pinned = Path(scratch) / name
+                    pinned.write_text("\n".join(_pins(PROJECT / name, version, machine)) + "\n", encoding="utf-8")
+                    tags = ["2014", *(f"_2_{minor}" for minor in range(5, 36))]
+                    platforms = [word for tag in tags for word in ("--platform", f"manylinux{tag}_{machine}")]
+                    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+                    command += ["--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:"]
+                    command += [
+                        "--python-version",
+                        version,
+                        *platforms,
+                        "--target",
+                        scratch,
+                        "--requirement",
+                        str(pinned),
+                    ]
+                    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+                    if done.returncode != 0:
+                        reason = done.stderr.strip().rpartition("\n")[2]
+                        found.append(f"{name}, Python {version}, {machine}: {reason}")
+    return found
+
+
+def _pins(path: Path, version: str, machine: str) -> list[str]:
+    """Give the pins that count on another Python and machine; pip judges markers by the one it runs on."""
+    environment = {"python_version": version, "python_full_version": f"{version}.0", "platform_machine": machine}
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    wanted = [Requirement(line) for line in lines if line]
+    return [
+        f"{item.name}{item.specifier}"
+        for item in wanted
+        if item.name not in SOURCE_ONLY and (item.marker is None or item.marker.evaluate(environment))
+    ]
 
 
 def unpack(charm: Path, folder: Path) -> None:
@@ -322,11 +368,16 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m testbed.pack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", type=Path, metavar="CHARM", help="only check a packed charm")
+    parser.add_argument("--wheels", action="store_true", help="only check that every base has its wheels")
     arguments = parser.parse_args()
     try:
         if arguments.check:
             _raise_for(problems(arguments.check))
             _say(f"{arguments.check} has what it needs and nothing else")
+        elif arguments.wheels:
+            if found := missing_wheels():
+                raise PackError("no wheels for:\n  " + "\n  ".join(found))
+            _say("every requirement has wheels for Ubuntu 22.04 and 24.04 on amd64 and arm64")
         else:
             print(pack())
     except PackError as error:
