@@ -121,8 +121,12 @@ def write(path: Path, content: bytes, mode: int, group: int | None = None) -> bo
 def folder(path: Path, mode: int, group: int | None = None) -> None:
     """Make a folder, and its parents, with this mode and group; one that is there gets them."""
     path.mkdir(parents=True, exist_ok=True)
-    os.chown(path, -1, os.getegid() if group is None else group)
-    path.chmod(mode)
+    group = os.getegid() if group is None else group
+    have = path.stat()
+    if have.st_gid != group:
+        os.chown(path, -1, group)
+    if have.st_mode & 0o7777 != mode:
+        path.chmod(mode)
 
 
 def remove(path: Path) -> bool:

@@ -1,0 +1,113 @@
+"""What a live cluster does all the time: requests with the cluster's own tokens, each with its outcome and time.
+
+It says which requests were lost beyond what the restarts of the API server account for, whoever made them: for each
+client, whatever fails after a restart began and before that client's first success on the new server is the restart's;
+any other failure is a lost request.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from testbed.charmed import API_SERVER, NODE, Charmed
+
+PAUSE = 0.1  # seconds between two requests of one client
+
+
+class Request(NamedTuple):
+    """One request; times are Unix times, `status` is 0 where there was no answer."""
+
+    client: str
+    began: float
+    ended: float
+    status: int
+
+
+class Life(NamedTuple):
+    """A life of the API server's service, in Unix times; one that has not begun to end ends at infinity."""
+
+    invocation: str
+    began: float
+    ending: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the traffic saw."""
+
+    requests: int
+    by_restarts: int
+    lost: list[Request]
+    restarts: int
+
+
+class Traffic:
+    """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own."""
+
+    def __init__(self, cluster: Charmed) -> None:
+        self._cluster = cluster
+        self._stop = threading.Event()
+        self._requests: list[Request] = []
+        paths = {"admin": "/api/v1/namespaces", "kubelet": f"/api/v1/nodes/{NODE}"}
+        self._threads = [threading.Thread(target=self._loop, args=item, daemon=True) for item in paths.items()]
+
+    def __enter__(self) -> Traffic:
+        """Begin."""
+        self._began = time.time()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; every request under way is waited for."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _loop(self, client: str, path: str) -> None:
+        token = self._cluster.tokens[client].token
+        while not self._stop.wait(PAUSE):
+            began = time.time()
+            status = self._cluster.status(path, token)
+            self._requests.append(Request(client, began, time.time(), status))
+
+    def outcome(self) -> Outcome:
+        """Count what was seen until now."""
+        requests = list(self._requests)
+        lives = [life for life in lives_of(self._cluster) if life.ending > self._began]
+        failed = [request for request in requests if request.status != 200]
+        lost = [request for request in failed if not _excused(request, requests, lives)]
+        return Outcome(len(requests), len(failed) - len(lost), lost, len(lives) - 1)
+
+
+def _excused(request: Request, requests: list[Request], lives: list[Life]) -> bool:
+    """Tell whether a restart accounts for a failure."""
+    for before, after in itertools.pairwise(lives):
+        if request.ended < before.ending:
+            continue
+        good = [one.ended for one in requests if one.client == request.client and one.status == 200]
+        recovered = min((end for end in good if end > after.began), default=float("inf"))
+        if request.began < recovered:
+            return True
+    return False
+
+
+def lives_of(cluster: Charmed) -> list[Life]:
+    """Give the lives of the API server since the machine started, from systemd's own messages in the journal."""
+    command = ["journalctl", "-q", "-o", "json", "--no-pager", f"UNIT={API_SERVER}", "_PID=1"]
+    lives: list[Life] = []
+    for line in cluster.machine.run(*command).stdout.splitlines():
+        entry = json.loads(line)
+        at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        invocation = entry.get("INVOCATION_ID", "")
+        message = str(entry["MESSAGE"])
+        if message.startswith("Started "):
+            lives.append(Life(invocation, at, float("inf")))
+        elif lives and lives[-1].ending == float("inf"):  # Stopping, or its main process exited
+            lives[-1] = lives[-1]._replace(ending=at)
+    return lives

@@ -1,0 +1,36 @@
+"""One stage for the tests of a module: they are one story, in the order in which they stand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import pack
+from testbed.stage import Stage
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker("machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _root() -> None:
+    if os.geteuid() != 0:
+        pytest.exit("the machine tests need root: they start machines with a systemd of their own", returncode=4)
+
+
+@pytest.fixture(scope="session")
+def charm() -> Path:
+    """The packed charm."""
+    return pack.pack()
+
+
+@pytest.fixture(scope="module")
+def stage(charm: Path) -> Iterator[Stage]:
+    """A control plane and a Keystone, without the charm."""
+    with Stage(charm) as made:
+        yield made
