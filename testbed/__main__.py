@@ -1,0 +1,53 @@
+"""`python3 -m testbed …`: make the parts, stand them up to try things by hand, clean up.
+
+    setup    build what is missing into the cache: Keystone, etcd, kube-apiserver, kubectl, the machine's image
+    demo     the main job from end to end, told step by step
+    up       a control plane, a Keystone and the packed charm, with a prompt that takes the place of `juju`
+    clean    remove what a killed run left behind
+
+Everything that `up` started ends with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+
+from testbed import machine, setup
+from testbed.cache import TestbedError, root, say
+
+
+def main() -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m testbed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("setup", "demo", "up", "clean"))
+    command = parser.parse_args().command
+    # An order to end must end what was started, like Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if command == "setup":
+            setup.everything()
+            say(f"all parts are in {root()}")
+        elif command == "clean":
+            machine.clean()
+        elif command == "demo":
+            importlib.import_module("testbed.demo").run()
+        else:
+            from testbed import prompt
+
+            prompt.run()
+    except TestbedError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; everything is cleaned up", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
