@@ -193,8 +193,8 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def eof_received(self) -> bool:
-        """The client has sent all it will; what is in work is still answered (where the transport can: TLS cannot)."""
-        return self._task is not None
+        """The client went away; with TLS there is no half-closed connection that could still be answered."""
+        return False
 
     def data_received(self, data: bytes) -> None:
         """Parse, and answer what can be answered at once."""
@@ -266,7 +266,9 @@ class Connection(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         self._request = Request(method, path, self._content_type, self._certified)
         refusal = self._handler.refuse(self._request)
-        if refusal is not None:
+        if self._parser.should_upgrade():
+            self._fail(text(400, "no other protocol is spoken here"))
+        elif refusal is not None:
             self._fail(refusal)
         elif self._expects:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -402,10 +402,10 @@ def test_while_keystone_is_away_one_call_a_second_looks_for_it(monkeypatch: pyte
 
     async def story(_: Authenticator, ask: Asker) -> None:
         keystone.behaviour = lambda *_: (503, b"")
-        for _ in range(3):
+        for _attempt in range(3):
             await ask(fernet_token())
         assert keystone.calls() == 3
-        for _ in range(20):
+        for _attempt in range(20):
             assert "error" in await ask(fernet_token())
         assert keystone.calls() == 3
         keystone.behaviour = keystone.keystone
@@ -668,7 +668,7 @@ def test_a_backend_is_asked_in_v1beta1_and_its_groups_are_filtered(webhook: Stan
     async def story(ask: Asker) -> None:
         for _ in range(3):
             user = (await ask(token))["user"]
-        assert (user["username"], user["groups"]) == ("alice", ["ops", "p1"])
+            assert (user["username"], user["groups"]) == ("alice", ["ops", "p1"])
         assert await ask("admin::secret") == REFUSED
 
     token = fernet_token()
