@@ -505,7 +505,7 @@ def _eventually(attempt: Callable[[], Any], seconds: float) -> Any:
         except WorkloadError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def _hash(path: Path) -> str:

@@ -121,6 +121,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             apiserver.check(layout, config.authorization)
         authenticator.check_ports(self.places, config.listen)
         self._check_new_urls(config)
+        if not authenticator.is_installed(self.places):
+            self._announce("installing the authenticator")
         download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
         self._make_way(config, layout)
 

@@ -169,7 +169,7 @@ def problems(charm: Path) -> list[str]:
 
 
 def missing_wheels() -> list[str]:
-    """Say which pinned requirement has no wheel for one of the charm's bases; asks the package index, installs nothing."""
+    """Say which pinned requirement has no wheel for one of the charm's bases; asks the index, installs nothing."""
     found: list[str] = []
     with tempfile.TemporaryDirectory(prefix="wheels-") as scratch:
         for name in ("requirements.txt", "requirements-authenticator.txt"):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import ops.testing
 import pytest
+import yaml
 
 import apiserver
 import authenticator
@@ -49,14 +50,16 @@ esac; done
 exit 0
 """
 
-PROGRAM = """#!{python}
+PROGRAM = """#!{python} -IS
 import json, sys
 command = sys.argv[1]
 if command == "validate-policy":
-    import yaml
     text = sys.stdin.read()
+    if not text.startswith("["):
+        sys.path.append("{packages}")
+        import yaml
     try:
-        items = yaml.safe_load(text)
+        items = json.loads(text) if text.startswith("[") else yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = error.problem_mark.line + 1
         items, errors = None, [dict(line=line, reason="is not YAML")]
@@ -180,7 +183,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(host, "remove_user", made.users.discard)
     monkeypatch.setattr(host, "group_id", lambda _: os.getegid())
     monkeypatch.setattr(authenticator, "PRIVATE_PORT", made.private_port)
-    monkeypatch.setattr(authenticator, "HEALTH_SECONDS", 2.0)
+    monkeypatch.setattr(authenticator, "HEALTH_SECONDS", 0.8)
     monkeypatch.setattr(upstream, "START_SECONDS", 0.5)
     monkeypatch.setattr(config, "DEFAULT_ENDPOINT", f"https://127.0.0.1:{made.endpoint_port}/webhook")
     monkeypatch.setattr(charm.KubernetesKeystoneCharm, "places", made.places)
@@ -194,7 +197,9 @@ def ship(charm_folder: Path, version: str) -> None:
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(f'__version__ = "{version}"\n')
     launcher = charm_folder / "authenticator/keystone-authenticator"
-    launcher.write_text(PROGRAM.replace("{python}", sys.executable))
+    launcher.write_text(
+        PROGRAM.replace("{python}", sys.executable).replace("{packages}", str(Path(yaml.__file__).parents[1]))
+    )
     launcher.chmod(0o755)
 
 

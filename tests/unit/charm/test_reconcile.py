@@ -80,7 +80,7 @@ def test_the_flags_are_those_that_we_own_and_no_others(unit, wiring):
 def test_the_api_servers_restart_is_announced_in_status_and_log(unit):
     unit.run()
 
-    assert "restarting the API server with Keystone's flags" in unit.history
+    assert unit.history[-2:] == ["installing the authenticator", "restarting the API server with Keystone's flags"]
     assert "restarting the API server with Keystone's flags" in unit.log
 
 

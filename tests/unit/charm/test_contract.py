@@ -1,0 +1,110 @@
+"""Where charm and authenticator meet: the real program reads what the charm writes, and the charm what it prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import authenticator
+import config
+import webhook
+from authenticator import Backend, Backends
+from config import CharmConfig
+from errors import ConfigError
+from files import Places
+from keystone_authenticator import settings
+
+PROJECT = Path(__file__).resolve().parents[3]
+GOOD = """\
+- users:
+    roles: [member]
+    projects: [demo]
+  resource_permissions:
+    "*/pods": [get, list]
+- resource: {verbs: [create], resources: [pods], version: "*", namespace: default}
+  match: [{type: role, values: [admin]}]
+"""
+
+
+@pytest.fixture
+def places(machine) -> Places:
+    """The temporary machine, with the repository's own authenticator."""
+    made = Places(machine.places.root, PROJECT)
+    made.tls.mkdir(parents=True)
+    return made
+
+
+def test_a_policy_in_both_formats_is_valid_and_becomes_json(places):
+    policy = authenticator.validate_policy(places, GOOD)
+
+    assert policy.rules == 2
+    assert authenticator.validate_policy(places, policy.content.decode()).content == policy.content
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("- users: [", ["line"]),
+        (GOOD + "- userz: 1\n", ["item 3", "userz", "line"]),
+        ("just a text", ["policy: "]),
+        (GOOD.replace("[get, list]", "{a: b}"), ["item 1"]),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_said_with_its_place(places, text, parts):
+    with pytest.raises(ConfigError) as raised:
+        authenticator.validate_policy(places, text)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_the_program_reads_the_settings_that_the_charm_writes(places, everything, monkeypatch):
+    group = places.tls.stat().st_gid
+    options = {"keystone_url": "https://keystone.example:5000", "authn_server_url": "https://[::1]:9443/webhook"}
+    tls = webhook.ensure_tls(places, CharmConfig.model_validate(options).listen, group)
+    if everything:
+        options["keystone_ca"] = options["auth_server_ca"] = tls.ca.read_text()
+    chosen = CharmConfig.model_validate(options)
+    backend = Backend("https://127.0.0.1:8445/webhook", tls.ca) if everything else None
+    authenticator.write_inputs(places, chosen, b"[]")
+    authenticator.write_settings(
+        places, chosen, tls,
+        chained=places.etc / "chained" if everything else None,
+        authorization=everything,
+        backends=Backends(backend, backend),
+    )  # fmt: skip
+
+    read, _ = settings.load(places.settings)
+    assert (read.listen.host, read.listen.port) == ("::1", 9443)
+    assert read.private_listen.port == authenticator.PRIVATE_PORT
+    assert read.keystone.url == "https://keystone.example:5000/v3"
+    assert read.tls.require_client_certificate is everything
+    assert (read.policy is not None) is everything
+    assert (read.authentication_backend is not None) is everything
+    assert authenticator.in_force(places).listen == chosen.listen.address
+
+
+def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine):
+    group = places.tls.stat().st_gid
+    chosen = CharmConfig(keystone_url="https://keystone.example:5000")
+    tls = webhook.ensure_tls(places, chosen.listen, group)
+    authenticator.write_inputs(places, chosen, authenticator.validate_policy(places, GOOD).content)
+    authenticator.write_settings(places, chosen, tls, chained=None, authorization=True, backends=Backends())
+    launcher = places.opt / "current" / authenticator.LAUNCHER
+    launcher.parent.mkdir(parents=True)
+    launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m keystone_authenticator "$@"\n')
+    launcher.chmod(0o755)
+    request = {
+        "user": "alice", "domain": None, "project": None, "project_name": "demo", "roles": ["member"], "groups": [],
+        "verb": "list", "namespace": "default", "resource": "pods", "subresource": "", "api_group": "", "name": "",
+    }  # fmt: skip
+
+    assert authenticator.explain(places, request).item == 1
+    verdict = authenticator.explain(places, {**request, "roles": ["reader"]})
+    assert not verdict.allowed
+
+
+def test_the_private_port_is_the_one_that_the_contract_names():
+    assert (config.PRIVATE_PORT, config.DEFAULT_ENDPOINT) == (8444, "https://127.0.0.1:8443/webhook")
