@@ -91,6 +91,8 @@ class Unit:
         application: the name it is deployed under.
         endpoint: the charm's endpoint to the principal.
         principal: the principal's unit.
+        number: the unit's.
+        juju_version: what the charm is told.
 
     """
 
@@ -101,12 +103,14 @@ class Unit:
         endpoint: str = "kubernetes-master",
         principal: str = "kubernetes-master/0",
         number: int = 0,
+        juju_version: str = JUJU_VERSION,
     ):
         self.machine = machine
         self.application = application
         self.name = f"{application}/{number}"
         self.endpoint = endpoint
         self.principal = principal
+        self.juju_version = juju_version
         self.status = Status("waiting", "agent initialising")
         self.history: list[Status] = []
         self.log: list[LogLine] = []
@@ -361,7 +365,7 @@ class Unit:
             "JUJU_MODEL_UUID": self._model_uuid,
             "JUJU_PRINCIPAL_UNIT": self.principal,
             "JUJU_UNIT_NAME": self.name,
-            "JUJU_VERSION": JUJU_VERSION,
+            "JUJU_VERSION": self.juju_version,
             "LANG": "C.UTF-8",
             "PATH": f"{self._tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin",
             "TERM": "tmux-256color",

@@ -145,6 +145,7 @@ class Keystone:
         (self.folder / "keystone.conf").write_text(configuration.format(folder=self.folder, caching=caching))
         with sqlite3.connect(self.folder / "keystone.sqlite") as database:
             database.execute("UPDATE endpoint SET url = ?", (self.url,))
+            database.execute("PRAGMA journal_mode = WAL")  # so that readers and a writer do not wait for each other
         database.close()
         authority = Authority("Keystone of the test bed")
         server = authority.sign("keystone", hosts=[*self.addresses, "127.0.0.1", "localhost"])

@@ -71,7 +71,7 @@ class Machine:
         self.address = ""
         self.host_address = ""
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._interface = ""
+        self._index: int | None = None
 
     # --- its life
 
@@ -79,7 +79,7 @@ class Machine:
         """Boot it, and wait until its systemd says that it runs."""
         if os.geteuid() != 0:
             raise TestbedError("a machine of the test bed needs root: run it with sudo")
-        image = setup.machine_image()
+        self._image = setup.machine_image()
         clean()
         machines = root() / "machines"
         machines.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ class Machine:
             (etc / "hostname").write_text(f"{self.name}\n")
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n::1 localhost\n")
             (etc / "resolv.conf").write_text("")  # there is no name server: names fail at once
-            self._boot(image)
+            self.power_on()
         except BaseException:
             self.__exit__()
             raise
@@ -106,7 +106,8 @@ class Machine:
         _remove(self._folder)
         self._lock.close()
 
-    def _boot(self, image: Path) -> None:
+    def power_on(self) -> None:
+        """Start it (again, after `power_off`), and wait until its systemd says that it runs."""
         log = (self._folder / "console").open("ab")
         binds = [f"--bind-ro={here}:{there}" for there, here in self.binds.items()]
         self._nspawn = subprocess.Popen(
@@ -114,7 +115,7 @@ class Machine:
             ["setpriv", "--pdeathsig=KILL", "--", "unshare", *NAMESPACES, "sh", "-c", BOOT, "sh", *binds],
             env={
                 "PATH": PATH,
-                "IMAGE": str(image),
+                "IMAGE": str(self._image),
                 "FOLDER": str(self._folder),
                 "NAME": self.name,
                 "GROUPS": " ".join(map(str, _groups(self._folder))),
@@ -142,7 +143,7 @@ class Machine:
             if self._nspawn.poll() is not None:
                 raise TestbedError(f"the machine does not start:\n{self.console()}")
             time.sleep(0.01)
-        for index in range(NETWORKS):
+        for index in range(NETWORKS) if self._index is None else (self._index,):
             interface = f"testbed{index}"
             cable = ["ip", "link", "add", interface, "type", "veth", "peer", "name", "host0", "netns", str(pid)]
             done = subprocess.run(cable, capture_output=True, text=True)
@@ -151,8 +152,8 @@ class Machine:
             if "File exists" not in done.stderr:
                 raise TestbedError(f"no network for the machine: {done.stderr.strip()}")
         else:
-            raise TestbedError(f"{NETWORKS} machines have a network already; look for testbed* in `ip link`")
-        self._interface = interface
+            raise TestbedError("all networks of the test bed are in use; look for testbed* in `ip link`")
+        self._index = index
         self.host_address = NETWORK.format(index=index, host=1)
         self.address = NETWORK.format(index=index, host=2)
         there = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
@@ -172,7 +173,8 @@ class Machine:
 
     def _runs(self) -> bool:
         if self._nspawn is None or self._nspawn.poll() is not None:
-            raise TestbedError(f"the machine {self.name} ended:\n{self.console()}")
+            hint = "if it says overlay: KUBERNETES_KEYSTONE_CACHE has to name a folder on a disk of its own"
+            raise TestbedError(f"the machine {self.name} ended ({hint}):\n{self.console()}")
         if self._leader() is None:
             return False
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
@@ -182,7 +184,7 @@ class Machine:
         return state == "running"
 
     def power_off(self) -> None:
-        """Kill it, with everything on it. Its files stay until the context ends."""
+        """Cut its power: everything on it is killed. Its files stay until the context ends."""
         process, self._nspawn = self._nspawn, None
         if process is None:
             return
@@ -191,8 +193,8 @@ class Machine:
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
-        if self._interface:  # goes with the namespace, but not at once
-            subprocess.run(["ip", "link", "delete", self._interface], capture_output=True)
+        if self._index is not None:  # goes with the namespace, but not at once
+            subprocess.run(["ip", "link", "delete", f"testbed{self._index}"], capture_output=True)
 
     def reboot(self) -> None:
         """Shut it down in order and start it again; files and address stay."""
