@@ -12,6 +12,8 @@ from apiserver.model import WiringError
 
 _LOG_LINES = 20
 _LOG_WIDTH = 300
+_WITH, _WITHOUT = "starting with Keystone", "starting without Keystone"  # what the script says
+_INFORMATION = re.compile(r"I\d{4} ")
 # Tokens of Keystone (Fernet), JWTs, Charmed Kubernetes' `uid::token`, what follows "Bearer" or "token=", and any long
 # run of characters that is neither a path nor a flag's name.
 _SECRETS = re.compile(
@@ -88,26 +90,23 @@ def running_args(unit: str) -> Args | None:
 
 
 def log_tail(unit: str, since: float) -> tuple[str, ...]:
-    """Give the unit's last lines since a time (Unix), shortened and without anything that looks like a secret."""
-    command = [
-        "journalctl",
-        "-u",
-        unit,
-        "--since",
-        f"@{int(since)}",
-        "-n",
-        str(_LOG_LINES),
-        "-o",
-        "cat",
-        "--no-pager",
-        "-q",
-    ]
+    """Give the last lines that the unit wrote in a trial begun at `since` (Unix time), without what may be a secret.
+
+    What it wrote before the script put our flags in, and after it left them out, is not of interest; nor is what klog
+    marks as information, if there is anything else. Read forwards, for `-n` with `--since` gives the first lines.
+    """
+    command = ["journalctl", "-u", unit, "--since", f"@{int(since)}", "-o", "cat", "--no-pager", "-q"]
+    limited = ["timeout", "20", "sh", "-c", '"$@" | head -c 8000000', "sh", *command]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(limited, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    lines = done.stdout.decode(errors="replace").splitlines()[-_LOG_LINES:]
-    return tuple(_SECRETS.sub("[…]", line)[:_LOG_WIDTH] for line in lines if line.strip())
+    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+    begin = next((n + 1 for n, line in enumerate(lines) if _WITH in line), 0)
+    end = next((n for n, line in enumerate(lines) if n >= begin and _WITHOUT in line), len(lines))
+    lines = lines[begin:end]
+    telling = [line for line in lines if not _INFORMATION.match(line)]
+    return tuple(_SECRETS.sub("[…]", line)[:_LOG_WIDTH] for line in (telling or lines)[-_LOG_LINES:])
 
 
 def _systemctl(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str] | None:

@@ -204,7 +204,7 @@ def test_no_webhook_behind_ours_is_noted_as_none(tree: Tree) -> None:
         "clusters:\n- cluster:\n    certificate-authority: one\nusers:\n- user:\n    client-key: 'two''s'  # it\n",
         '{"clusters":[{"cluster":{"certificate-authority":"one"}}],"users":[{"user":{"tokenFile":"two\'s"}}]}',
         'clusters:\n- cluster: {name: x, certificate-authority: one}\nusers: [{user: {tokenFile: "two\'s"}}]\n',
-        '# client-key: no\n"clusters":\n  - "cluster":\n      "certificate-authority" : "one"\n      client-key: two\'s\r\n',
+        '# client-key: no\n"clusters":\n- "cluster":\n    "certificate-authority" : "one"\n    client-key: two\'s\r\n',
     ],
 )
 def test_the_files_that_a_kubeconfig_names_come_along(tree: Tree, kubeconfig: str, shell: str) -> None:
