@@ -7,6 +7,7 @@ the charm wrote, while its unit is "started"), Keystone's version document, and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.server
 import json
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ops.testing
 import pytest
@@ -179,6 +181,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("MACHINE", str(folder))
     made = Machine(folder, files.Places(root, charm_folder), free_port(), free_port())
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a temporary root survives no power cut, and need not
     monkeypatch.setattr(host, "ensure_user", made.users.add)
     monkeypatch.setattr(host, "remove_user", made.users.discard)
     monkeypatch.setattr(host, "group_id", lambda _: os.getegid())
@@ -392,7 +395,19 @@ def unit(machine: Machine, wiring: FakeWiring, keystone_url: str) -> Unit:
     """A related unit with a Keystone that answers."""
     relation = ops.testing.SubordinateRelation("kubernetes-master", interface="juju-info")
     state = ops.testing.State(relations={relation}, config={"keystone-url": keystone_url})
-    return Unit(ops.testing.Context(charm.KubernetesKeystoneCharm), state, relation)
+    return Unit(ops.testing.Context(charm.KubernetesKeystoneCharm, **_spec()), state, relation)
+
+
+@functools.cache
+def _spec() -> dict[str, Any]:
+    """What the charm is, read once and without its descriptions: Scenario writes it anew for every event."""
+    spec = {name: yaml.safe_load((PROJECT / f"{name}.yaml").read_text()) for name in ("metadata", "config", "actions")}
+    for option in spec["config"]["options"].values():
+        del option["description"]
+    for action in spec["actions"].values():
+        for described in (action, *action.get("params", {}).values()):
+            del described["description"]
+    return {"meta": spec["metadata"], "config": spec["config"], "actions": spec["actions"]}
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 5) -> None:
