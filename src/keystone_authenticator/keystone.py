@@ -195,7 +195,8 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         project_id=_text(project, "id"),
         project_name=_text(project, "name"),
         project_domain_id=_text(_object(project, "domain"), "id"),
-        roles=tuple(dict.fromkeys(_text(role, "name") for role in token["roles"])),
+        # Sorted, as Keystone's order means nothing and the same user should look the same.
+        roles=tuple(sorted({_text(role, "name") for role in token["roles"]})),
         application_credential_id=_text(credential, "id") if credential is not None else None,
     )
     expires = token["expires_at"]

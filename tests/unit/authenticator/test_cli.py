@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.authenticator.support import SOURCE
+from keystone_authenticator.__main__ import main
 from tests.unit.authenticator.test_settings import GOOD
 
 
-def call(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "keystone_authenticator", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout, done.stderr
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Any]:
+    """Run a command in this process; gives exit code, output (parsed where it is JSON) and errors."""
+
+    def run(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        try:
+            code = main(list(arguments))
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        sys.stdout.flush()
+        output, errors = (stream.decode() for stream in capfdbinary.readouterr())
+        return code, json.loads(output) if output.startswith("{") else output, errors
+
+    return run
 
 
 POLICY = """\
@@ -34,7 +39,7 @@ POLICY = """\
 """
 
 
-def test_a_valid_policy_comes_back_parsed(tmp_path: Path) -> None:
+def test_a_valid_policy_comes_back_parsed(call: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(POLICY)
     code, answer, _ = call("validate-policy", str(path))
@@ -46,7 +51,7 @@ def test_a_valid_policy_comes_back_parsed(tmp_path: Path) -> None:
     assert answer == {"valid": True, "rules": 1, "errors": [], "warnings": [], "policy": [item]}
 
 
-def test_an_invalid_policy_says_where_and_why() -> None:
+def test_an_invalid_policy_says_where_and_why(call: Callable[..., Any]) -> None:
     code, answer, _ = call("validate-policy", "-", stdin="- users: {role: [a]}\n  resource_permissions: {}\n")
     assert code == 1
     assert answer["valid"] is False
@@ -55,7 +60,7 @@ def test_an_invalid_policy_says_where_and_why() -> None:
     assert answer["errors"] == [error]
 
 
-def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
+def test_wrong_usage_is_exit_code_2(call: Callable[..., Any], tmp_path: Path) -> None:
     for arguments in (
         ("validate-policy", str(tmp_path / "none")),
         ("serve",),
@@ -69,7 +74,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
         assert "Traceback" not in error
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_told(call: Callable[..., Any]) -> None:
     assert call("--version")[:2] == (0, "0.1.0\n")
 
 
@@ -88,7 +93,9 @@ QUESTION = {"user": "alice", "project_name": "demo", "roles": ["member"], "verb"
         ({"resource": None, "path": "/healthz"}, False),
     ],
 )
-def test_explain_says_which_item_decides(tmp_path: Path, changes: dict[str, Any], allowed: bool) -> None:
+def test_explain_says_which_item_decides(
+    call: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], allowed: bool
+) -> None:
     policy = tmp_path / "policy.json"
     policy.write_text(POLICY)
     config = tmp_path / "settings.json"
@@ -100,7 +107,7 @@ def test_explain_says_which_item_decides(tmp_path: Path, changes: dict[str, Any]
     assert answer["reason"]
 
 
-def test_explain_without_a_policy_says_so(tmp_path: Path) -> None:
+def test_explain_without_a_policy_says_so(call: Callable[..., Any], tmp_path: Path) -> None:
     config = tmp_path / "settings.json"
     config.write_text(json.dumps(GOOD))
     code, answer, _ = call("explain", "--config", str(config), stdin=json.dumps(QUESTION))
@@ -109,7 +116,7 @@ def test_explain_without_a_policy_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["", "[]", "{}", '{"verb": 1}', '{"verb": "get", "resource": "x", "odd": 1}'])
-def test_explain_refuses_what_is_no_question(tmp_path: Path, question: str) -> None:
+def test_explain_refuses_what_is_no_question(call: Callable[..., Any], tmp_path: Path, question: str) -> None:
     config = tmp_path / "settings.json"
     config.write_text(json.dumps(GOOD))
     code, _, error = call("explain", "--config", str(config), stdin=question)

@@ -25,10 +25,10 @@ LIMITS = Limits(
     all_bodies=15_000,
     pipelined=8,
     connections=20,
-    receive=0.5,
+    receive=0.4,
     write=0.5,
-    first_request=1.0,
-    idle=1.0,
+    first_request=0.6,
+    idle=0.6,
     linger=0.3,
 )
 
@@ -248,7 +248,7 @@ def test_an_idle_connection_is_closed_after_a_while_and_not_before(server: Runni
         for _ in range(3):
             sock.sendall(post())
             assert status_of(sock.recv(1000)) == 200
-            time.sleep(0.4)
+            time.sleep(0.25)
         assert everything(sock) == b""
 
 
