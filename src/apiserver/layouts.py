@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from apiserver import script
 from apiserver.charmed import Charmed
 from apiserver.model import Ambiguous, Layout, NotFound, Place, Unknown
 
@@ -48,10 +49,8 @@ def wired(place: Place = Place()) -> Layout | None:  # noqa: B008 - as above
     This is what `remove` takes when the relation is gone or `api-server` has been changed, for then `detect` may find
     another layout, or nothing.
     """
-    from apiserver.script import drop_in_path
-
     for make in LAYOUTS:
         layout = make(place)
-        if drop_in_path(layout).exists() or layout.config_folder.exists():
+        if script.installed(layout) or layout.config_folder.exists():
             return layout
     return None

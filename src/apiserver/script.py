@@ -23,6 +23,12 @@ def drop_in_path(layout: Layout) -> Path:
     return layout.place.unit_folder / f"{layout.service}.d/kubernetes-keystone.conf"
 
 
+def installed(layout: Layout) -> bool:
+    """Whether the drop-in or the script is here, and is for this layout."""
+    text = files.read(layout.place.script) or b""
+    return drop_in_path(layout).exists() or f"ARGS='{layout.args_file}'".encode() in text
+
+
 def install(layout: Layout) -> None:
     """Put script, drop-in and units in place, or renew them. Restarts nothing, and sets no flag."""
     install_script(layout)

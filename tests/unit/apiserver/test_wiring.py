@@ -337,6 +337,17 @@ def test_removal_twice_or_of_nothing_does_nothing(machine: Machine) -> None:
     assert machine.args == before
 
 
+def test_removal_takes_away_what_chain_alone_has_put_there(machine: Machine) -> None:
+    machine.layout.config_folder.rmdir()
+    assert apiserver.wired(machine.place) is None
+    apiserver.chain(machine.layout)
+    assert machine.place.chain_file.exists()
+    assert apiserver.wired(machine.place) == machine.layout
+    apiserver.remove(machine.layout)
+    assert apiserver.wired(machine.place) is None
+    assert not machine.place.chain_file.exists()
+
+
 def test_removal_works_while_the_server_is_down(machine: Machine) -> None:
     before = machine.args
     apply(machine)
