@@ -1,7 +1,7 @@
 """The test bed's cache: what takes long to make is made once, in a folder outside the checkout, a version a folder.
 
-It knows how to make an artefact safely (one maker at a time, an interrupted one starts anew) and how to say so. What is
-made, and how, is `testbed.setup`'s.
+It knows how to make an artefact safely (one maker at a time, an interrupted one starts anew) and how to say so, and it
+has the folders of what runs. What is made, and how, is `testbed.setup`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,48 @@ def artefact(name: str, what: str, takes: str, make: Callable[[Path], None]) -> 
         (folder / DONE).touch()
         say(f"{what}: done in {time.monotonic() - start:.0f} s")
     return folder
+
+
+class Run:
+    """A folder for something that runs, in use for as long as this process lives (and does not remove it)."""
+
+    def __init__(self, name: str) -> None:
+        runs = root() / "runs"
+        runs.mkdir(exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=runs))
+        self._mark = (self.folder / "in-use").open("w")
+        fcntl.flock(self._mark, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove the folder, trying for a few seconds: the kernel takes a moment to let go of what was killed."""
+        remove(self.folder)
+        self._mark.close()
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of `Run`."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    say(f"cannot remove {folder}: remove it by hand")
+
+
+def stale_runs() -> list[Path]:
+    """Give the folders of `Run` that killed processes left."""
+    return [folder for folder in (root() / "runs").glob("*/") if not _in_use(folder)]
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with (folder / "in-use").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime < 60  # it may just be being made
+    return False
 
 
 def call(

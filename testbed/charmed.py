@@ -11,9 +11,7 @@ import base64
 import contextlib
 import json
 import secrets
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from testbed import setup
-from testbed.cache import TestbedError
+from testbed.cache import Run, TestbedError
 from testbed.certificates import Authority, pem
 from testbed.machine import CommandFailed, Machine
 
@@ -89,8 +87,9 @@ class Charmed:
         """Boot the machine, install the control plane and wait until cluster tokens are good."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.machine)
-            self.folder = Path(tempfile.mkdtemp(prefix="testbed-charmed-"))
-            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            run = Run("charmed")
+            stack.callback(run.remove)
+            self.folder = run.folder
             self.server = f"https://{self.machine.address}:{PORT}"
             self.flags = self._flags()
             self._install()

@@ -15,19 +15,17 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import requests
 
 from testbed import setup
-from testbed.cache import TestbedError
+from testbed.cache import Run, TestbedError
 from testbed.certificates import Authority
 
 DEFAULT_DOMAIN = "default"
@@ -121,7 +119,8 @@ class Keystone:
     def __enter__(self) -> Keystone:
         """Make it and start it."""
         template, self._venv = setup.keystone_template(), setup.keystone()
-        self.folder = Path(tempfile.mkdtemp(prefix="testbed-keystone-"))
+        self._run = Run("keystone")
+        self.folder = self._run.folder
         try:
             shutil.copytree(template, self.folder, dirs_exist_ok=True)
             self._prepare()
@@ -137,7 +136,7 @@ class Keystone:
             self.stop()
         finally:
             self._session.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._run.remove()
 
     def _prepare(self) -> None:
         configuration = (setup.BUILDS / "keystone" / "keystone.conf").read_text()

@@ -8,18 +8,15 @@ next machine's start removes that. What runs on it is others' (`testbed.charmed`
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from testbed import setup
-from testbed.cache import TestbedError, locked, root, say
+from testbed import cache, setup
+from testbed.cache import TestbedError, say
 
 START_TIMEOUT = 60.0  # seconds; 3 to 8 are usual
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
@@ -81,10 +78,8 @@ class Machine:
             raise TestbedError("a machine of the test bed needs root: run it with sudo")
         self._image = setup.machine_image()
         clean()
-        machines = root() / "machines"
-        machines.mkdir(exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=machines))
-        self._lock = _lock(self._folder)
+        self._run = cache.Run(self.name)
+        self._folder = self._run.folder
         try:
             for part in ("upper", "work", "root", "upper/etc"):
                 (self._folder / part).mkdir(mode=0o755)
@@ -103,8 +98,8 @@ class Machine:
         self.power_off()
         if self.address:
             subprocess.run(["ip", "route", "delete", *self._no_way_out()], capture_output=True)
-        _remove(self._folder)
-        self._lock.close()
+        _remove_groups(self._folder)
+        self._run.remove()
 
     def power_on(self) -> None:
         """Start it (again, after `power_off`), and wait until its systemd says that it runs."""
@@ -331,13 +326,6 @@ def _is_init(pid: int) -> bool:
     return fields.get("Name") == "systemd" and fields.get("NSpid", "").split()[-1:] == ["1"]
 
 
-def _lock(folder: Path):
-    """Hold a folder as in use for as long as this process lives."""
-    file = (folder / "in-use").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
 def _groups(folder: Path) -> list[Path]:
     """Give the machine's control groups: one in each hierarchy that its systemd will look at."""
     base = Path("/sys/fs/cgroup")
@@ -345,35 +333,21 @@ def _groups(folder: Path) -> list[Path]:
     return [hierarchy / f"testbed-{folder.name}" for hierarchy in hierarchies if hierarchy.is_dir()]
 
 
-def _remove(folder: Path) -> None:
-    left: list[Path] = []
-    for _ in range(100):  # the kernel takes a moment to let go of a killed machine's processes and mounts
+def _remove_groups(folder: Path) -> None:
+    for _ in range(100):  # the kernel takes a moment to let go of killed processes
         for group in _groups(folder):
             for path, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(path).rmdir()
-        shutil.rmtree(folder, ignore_errors=True)
-        left = [path for path in (*_groups(folder), folder) if path.exists()]
-        if not left:
+        if not any(group.exists() for group in _groups(folder)):
             return
         time.sleep(0.05)
-    say(f"cannot remove {', '.join(map(str, left))}: remove by hand")
+    say(f"cannot remove {_groups(folder)}: some process is still in there")
 
 
 def clean() -> None:
-    """Remove what machines of killed processes left."""
-    with locked("machines"):
-        for folder in (root() / "machines").glob("*/"):
-            if not _in_use(folder):
-                _remove(folder)
-
-
-def _in_use(folder: Path) -> bool:
-    try:
-        with (folder / "in-use").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return time.time() - folder.stat().st_mtime < 60  # it may just be being made
-    return False
+    """Remove what killed processes left: machines, and whatever else had a folder of `cache.Run`."""
+    with cache.locked("clean"):
+        for folder in cache.stale_runs():
+            _remove_groups(folder)
+            cache.remove(folder)

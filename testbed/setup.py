@@ -159,7 +159,7 @@ def etcd() -> Path:
     return cache.artefact(
         f"etcd-{ETCD_VERSION}-{_digest((BUILDS / 'etcd' / 'go.sum').read_bytes())}",
         f"etcd {ETCD_VERSION}",
-        "a minute",
+        "1 to 3 minutes",
         lambda folder: _go_build(folder, "etcd", "", {"etcd": "go.etcd.io/etcd/server/v3"}),
     )
 
