@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from keystone_authenticator.service import LOOK_EVERY
 from tests.unit.authenticator.support import (
     DEFAULT,
     Authority,
@@ -169,7 +170,7 @@ def test_a_changed_policy_is_in_force_within_two_seconds_without_a_failed_reques
 ) -> None:
     policy = tmp_path / "policy.json"
     replace(policy, json.dumps(POLICY))
-    with serving(tmp_path, authority, policy=str(policy)) as service:
+    with serving(tmp_path, authority, look_every=LOOK_EVERY, policy=str(policy)) as service:
         stop, failures, finished = threading.Event(), [], []
 
         def load() -> None:
@@ -325,7 +326,7 @@ def test_the_same_chain_file_written_again_forgets_nothing(
         loaded = path.stat().st_mtime_ns
         replace(path, chained_to(webhook, authority))
         assert path.stat().st_mtime_ns != loaded
-        time.sleep(1)
+        time.sleep(0.5)
         service.review(token_review("admin::x"))
         assert len(webhook.requests) == 1
 
@@ -518,7 +519,7 @@ def test_no_descriptor_stays_open(tmp_path: Path, authority: Authority, keystone
             for _ in range(5):
                 service.review(token_review(keystone.issue()))
             authority.issue("endpoint")
-            time.sleep(1.2)
+            time.sleep(0.5)
             return len(os.listdir(folder))  # noqa: PTH208  a folder of the kernel's
 
         first = round_trip()
