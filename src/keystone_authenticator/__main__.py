@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def _serve(config: Path) -> int:
     handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
     handler.addFilter(_Bounded(50))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # More connections than the 1024 descriptors that a service begins with.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     service = Service(config)
     logging.getLogger("keystone_authenticator").setLevel(service.settings.log_level.upper())
 

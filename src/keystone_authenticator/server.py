@@ -200,10 +200,7 @@ class Connection(asyncio.Protocol):
         """Parse, and answer what can be answered at once."""
         if self._lingering:
             return
-        if not self._receiving:
-            self._receiving = True
-            self.since = time.monotonic()
-        started_in_head = self._in_head
+        in_work, started_in_head = self._receiving, self._in_head
         self._completed = False
         try:
             self._parser.feed_data(data)
@@ -213,18 +210,21 @@ class Connection(asyncio.Protocol):
             self._fail(text(400, "not a request in HTTP/1.1"))
         if self._lingering:
             return
-        if self._in_head and started_in_head and not self._completed:
+        if self._completed:
+            self._head_bytes = 0
+        elif self._in_head and started_in_head:
             self._head_bytes += len(data)
             # The parser keeps a header until it is whole; one that never ends is seen only here.
             if self._head_bytes > self._limits.head:
                 self._fail(text(431, "the request's head is too long"))
-        if self._completed and not self._in_head:
+        if self._receiving and (self._completed or not in_work):
             self.since = time.monotonic()
 
     # -- the parser's side
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        self._receiving = True
         self._in_head = True
         self._header_count = 0
         self._url = b""

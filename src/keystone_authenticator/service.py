@@ -18,6 +18,7 @@ from collections.abc import Coroutine
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -225,6 +226,10 @@ class Service:
         self._webhook: Listener | None = None
         self._private: Listener | None = None
         self._addresses: tuple[Address | None, Address] = (None, self.settings.private_listen)
+        self._webhook_address: tuple[str, int] | None = None
+        self._address_error: str | None = None
+        self._tls_context: ssl.SSLContext | None = None
+        self._tls_listening: ssl.SSLContext | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None))
         self.authorizer = Authorizer(self._naming)
@@ -246,6 +251,7 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        self._webhook_address = inherited.getsockname()[:2] if inherited is not None else None
         await self._start(inherited)
         notify("READY=1")
         logger.info("ready, version %s, %s", __version__, self._webhook.address if self._webhook else "")
@@ -279,6 +285,7 @@ class Service:
         )
         await self._private.listen(None)
         await self._webhook.listen(self._tls_context)
+        self._tls_listening = self._tls_context
 
     async def _follow(self) -> None:
         while True:
@@ -322,9 +329,6 @@ class Service:
         self._settings_part.succeeded(digest)
         logging.getLogger("keystone_authenticator").setLevel(self.settings.log_level.upper())
         logger.info("new settings are in force")
-
-    _tls_context: ssl.SSLContext | None = None
-    _tls_listening: ssl.SSLContext | None = None
 
     def _look_at_tls(self) -> None:
         tls = self.settings.tls
@@ -400,6 +404,8 @@ class Service:
         try:
             content = path.read_bytes()
             displaced = chain.parse(content)
+            if displaced is not None and self._is_ourselves(displaced.url):
+                raise ChainError(f"the displaced webhook {displaced.url} is this endpoint itself")
         except (ChainError, OSError) as error:
             missing = isinstance(error, FileNotFoundError)
             reason = f"{path}: {'not there yet' if missing else getattr(error, 'strerror', None) or error}"
@@ -419,6 +425,12 @@ class Service:
             self._replace_chain(ClusterTokens(None), "none", digest)
         else:
             self._replace_chain(ClusterTokens(ChainedWebhook(displaced)), "ready", digest)
+
+    def _is_ourselves(self, url: str) -> bool:
+        """Whether a URL leads back here; to chain there would be a request that never ends."""
+        parts = urlsplit(url)
+        address = self._webhook_address or (self.settings.listen.host, self.settings.listen.port)
+        return parts.port == address[1] and parts.hostname in (address[0], "localhost", "127.0.0.1", "::1")
 
     def _replace_chain(self, tokens: ClusterTokens, state: str, digest: str | None) -> None:
         self._close_later(self.authenticator.cluster)
@@ -457,9 +469,11 @@ class Service:
             if private != self.settings.private_listen:
                 self._private = await self._moved(self._private, self.settings.private_listen, None)
             self._addresses = (own, self.settings.private_listen)
+            self._address_error = None
         except OSError as error:
-            if self._settings_part.error is None:
-                self._settings_part.failed("the old address stays", error)
+            if self._address_error is None:
+                logger.error("the old address stays: %s", error)
+            self._address_error = str(error)
         if self._tls_context is not self._tls_listening:
             self._tls_listening = self._tls_context
             await self._webhook.listen(self._tls_context)
@@ -506,14 +520,14 @@ class Service:
             "policy": {
                 "hash": policy.hash,
                 "rules": len(self._policy.items) if self._policy is not None else 0,
-                "loaded": rfc3339(policy.loaded) if policy.loaded is not None else None,
+                "loaded": rfc3339(policy.loaded) if policy.loaded is not None and policy.hash is not None else None,
                 "load_ms": self._policy_ms,
                 "error": policy.error,
             },
             "settings": {
                 "hash": self._settings_part.hash,
                 "loaded": rfc3339(self._settings_part.loaded or self._started),
-                "error": self._settings_part.error,
+                "error": self._settings_part.error or self._address_error,
             },
             "chained": {
                 "state": self._chain_state,

@@ -256,13 +256,20 @@ def test_another_address_is_followed(tmp_path: Path, authority: Authority) -> No
         old.connect()
         port, private = service.port, service.private
         fresh = Service(tmp_path, authority)
-        service.port, service.private = fresh.port, fresh.private
+        service.port, service.private, service.settings = fresh.port, fresh.private, fresh.settings
         eventually(service.is_up, 2)
         assert service.post(token_review("a::b"))[0] == 200
         assert service.post(token_review("a::b"), connection=old)[0] == 200
         for number in (port, private):
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", number))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            service.configure(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+            assert "cannot listen" in eventually(lambda: service.status["settings"]["error"], 2)
+            assert service.post(token_review("a::b"))[0] == 200
+        service.configure(listen=f"127.0.0.1:{service.port}")
+        eventually(lambda: service.status["settings"]["error"] is None, 2)
 
 
 def test_a_new_certificate_serves_new_connections_and_old_ones_live_on(tmp_path: Path, authority: Authority) -> None:
@@ -313,6 +320,15 @@ def test_a_chain_file_is_waited_for_and_the_last_good_one_stays(
         replace(path, "chained 1\nnone\n")
         eventually(lambda: service.status["chained"]["state"] == "none", 2)
         assert service.review(token_review("admin::x")) == {"authenticated": False}
+
+
+def test_a_chain_that_leads_back_here_is_refused(tmp_path: Path, authority: Authority) -> None:
+    path = tmp_path / "chained"
+    with serving(tmp_path, authority, chained=str(path)) as service:
+        replace(path, chain_file(kubeconfig(server=f"https://localhost:{service.port}/webhook")))
+        eventually(lambda: service.status["chained"]["state"] == "broken", 2)
+        assert "this endpoint itself" in service.status["chained"]["error"]
+        assert "error" in service.review(token_review("admin::x"))
 
 
 def test_the_same_chain_file_written_again_forgets_nothing(
