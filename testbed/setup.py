@@ -176,7 +176,7 @@ def machine_image() -> Path:
     codename = release.get("VERSION_CODENAME", "")
     if release.get("ID") not in ("debian", "ubuntu") or not codename:
         raise TestbedError(f"the test bed needs Debian or Ubuntu; this is {release.get('PRETTY_NAME', 'unknown')}")
-    apt("debootstrap", "systemd-container")
+    apt("debootstrap", "systemd-container", "iproute2", "curl")
 
     def make(folder: Path) -> None:
         rootfs = folder / "rootfs"
