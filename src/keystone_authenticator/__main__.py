@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import resource
 import sys
@@ -79,9 +80,11 @@ def _serve(config: Path) -> int:
     handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
     handler.addFilter(_Bounded(50))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # More connections than the 1024 descriptors that a service begins with.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    # As many connections as the server allows need more than the usual 1024 descriptors. A hardened unit has that said
+    # in the unit, and may forbid the system call.
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     service = Service(config)
     logging.getLogger("keystone_authenticator").setLevel(service.settings.log_level.upper())
 
