@@ -14,6 +14,7 @@ import apiserver
 import authenticator
 import files
 import flags
+import upstream
 import webhook
 from authenticator import WorkloadError
 from config import CharmConfig
@@ -64,7 +65,11 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     files.write(places.policy, policy.content, 0o640, authenticator.group())
     try:
         status = authenticator.wait_until_in_force(places)
-    except WorkloadError:
+        if config.k8s_keystone_auth_url:
+            # It reads its policy at its start alone.
+            tls = webhook.ensure_tls(places, config.listen, authenticator.group())
+            upstream.start(places, config, tls, upstream.ensure(places, config), with_policy=True)
+    except (WorkloadError, ConfigError):
         files.write(places.policy, before, 0o640, authenticator.group())
         raise
     return {"hash": str(status.policy.hash), "rules": status.policy.rules, "loaded": str(status.policy.loaded)}

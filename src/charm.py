@@ -129,7 +129,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.install(self.places)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None)
-        behind = upstream.start(self.places, config, tls, download, policy is not None) if download else None
+        behind = None
+        if download is not None:
+            behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
         authenticator.write_settings(
             self.places,
             config,
@@ -191,7 +193,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
         apiserver.apply(layout, desired, probe, self._announce)
         state = apiserver.state(layout)
-        if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL}:
+        # Bypassed, too: the authenticator is back, or we would not be here, and a timer of the wiring's notices.
+        if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL, apiserver.Kind.BYPASSED}:
             raise Waiting(state.reason or "the API server has not been started with our flags yet")
         if state.kind is not apiserver.Kind.IN_FORCE:
             raise Blocked(state.reason or f"the API server runs without our flags ({state.kind.value})")

@@ -76,9 +76,11 @@ def state(unit: str) -> str:
 
 
 def journal(unit: str, lines: int = 5) -> str:
-    """Give the last lines of a unit's log, or nothing where there is no journal."""
+    """Give the last lines that a unit's own processes logged, or nothing where there are none."""
     try:
-        return run("journalctl", "--no-pager", "--output=cat", f"--lines={lines}", f"--unit={unit}", timeout=30).strip()
+        # Not --unit: what systemd says about the unit would come last, and says less.
+        query = ["--no-pager", "--quiet", "--output=cat", f"--lines={lines}", f"_SYSTEMD_UNIT={unit}"]
+        return run("journalctl", *query, timeout=30).strip()
     except HostError:
         return ""
 

@@ -125,7 +125,7 @@ def recorded(places: Places) -> Record | None:
         return None
 
 
-def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, with_policy: bool) -> Backend:
+def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *, with_policy: bool) -> Backend:
     """Run the binary as its own service on loopback; restart it only when something that it reads has changed.
 
     Args:

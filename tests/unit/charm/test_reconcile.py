@@ -232,7 +232,7 @@ def test_the_api_servers_own_words_are_logged_when_it_fails(unit, wiring):
     [
         (apiserver.Kind.PENDING, ops.WaitingStatus),
         (apiserver.Kind.TRIAL, ops.WaitingStatus),
-        (apiserver.Kind.BYPASSED, ops.BlockedStatus),
+        (apiserver.Kind.BYPASSED, ops.WaitingStatus),
         (apiserver.Kind.FAILED, ops.BlockedStatus),
         (apiserver.Kind.ABSENT, ops.BlockedStatus),
     ],

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import platform
 import socket
 import ssl
@@ -324,6 +325,18 @@ def test_a_changed_policy_restarts_the_program_which_reads_it_once(unit, machine
     unit.configure(policy=POLICY * 2).run()
 
     assert f"restart {upstream.SERVICE}" in machine.calls
+
+
+def test_a_reloaded_policy_reaches_the_program_too(unit, machine, site, program):
+    site.files["/x"] = elf()
+    unit.configure(k8s_keystone_auth_url=f"{site.url}/x", policy=POLICY).run()
+    machine.forget_calls()
+    machine.places.policy.write_text("[]")  # somebody's hand, and a restart of the program with it
+    (machine.places.state / "upstream-started").write_text("with another policy")
+    unit.action("reload-policy")
+
+    assert f"restart {upstream.SERVICE}" in machine.calls
+    assert json.loads(machine.places.policy.read_text()) == [{"match": []}]
 
 
 def test_without_the_option_the_built_in_one_is_back_and_the_program_gone(unit, machine, wiring, site, program):
