@@ -408,5 +408,8 @@ def serving(folder: Path, authority: Authority, look_every: float = 0.1, **chang
     service.look_every = look_every
     try:
         yield service.start()
+        # Whatever a test did to it: no fault, and nothing of the loop's own, stands in the log.
+        for word in ("Traceback", "a fault of ours", "Task ", "Fatal error"):
+            assert word not in service.log
     finally:
         service.kill()

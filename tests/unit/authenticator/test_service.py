@@ -110,6 +110,7 @@ def test_the_servers_own_certificate_is_no_client_certificate(shared: Service) -
     assert knock(shared, shared.authority.client_context(shared.certificate)) == b""
 
 
+@pytest.mark.filterwarnings("ignore:ssl.OP_NO")
 def test_http_1_1_is_what_is_offered_and_old_tls_is_not(shared: Service) -> None:
     context = shared.authority.client_context(shared.client)
     context.set_alpn_protocols(["h2", "http/1.1"])
