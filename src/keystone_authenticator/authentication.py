@@ -171,6 +171,8 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A verdict came."""
+        if self._open:
+            logger.info("answers come again from where Keystone's tokens are checked")
         self._failures = 0
         self._open = False
 
@@ -353,7 +355,12 @@ class KeystoneTokens:
             logger.info("a Keystone token was refused: %s", refusal)
             return refusal
         except CannotTell as error:
-            self._breaker.failed(error)
+            if error.single:
+                # Counted as an outage, one odd user could keep all others out.
+                self._breaker.succeeded()
+                logger.warning("%s", error)
+            else:
+                self._breaker.failed(error)
             return error
         except Exception as error:
             logger.exception("a fault of ours while a Keystone token was checked")

@@ -97,7 +97,9 @@ class Keystone:
         for _ in range(_MOST_PAGES):
             answer = await self._call(path + query, {"X-Auth-Token": token})
             if answer.status != 200:
-                raise CannotTell(f"Keystone answered {answer.status} when asked for the user's groups")
+                single = answer.status in _REFUSALS
+                reason = f"Keystone answered {answer.status} when asked for the groups of the user {user_id}"
+                raise CannotTell(reason, single=single)
             try:
                 body = orjson.loads(answer.body)
                 for entry in body["groups"]:
@@ -114,11 +116,12 @@ class Keystone:
                 raise CannotTell(f"Keystone's list of groups was not understood ({type(error).__name__})") from None
             if following is None:
                 if truncated:
-                    raise CannotTell("Keystone cut its list of the user's groups short (its option list_limit)")
+                    reason = f"Keystone cut its list of the groups of the user {user_id} short (its option list_limit)"
+                    raise CannotTell(reason, single=True)
                 return Memberships(tuple(groups), until)
             # Only the query is taken from the link: the token goes to no address but the configured one.
             query = f"?{urlsplit(str(following)).query}"
-        raise CannotTell("Keystone's list of the user's groups does not end")
+        raise CannotTell(f"Keystone's list of the groups of the user {user_id} does not end", single=True)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -23,12 +23,14 @@ MAX_ANSWER = 2 * 1024 * 1024
 class CannotTell(Exception):
     """No verdict could be had; the message says from whom and why, and names no secret.
 
-    `unreachable`: not even a connection was made, so that it is no matter of this one request.
+    `unreachable`: not even a connection was made, so that it is no matter of this one request. `single`: the service is
+    well, it is a matter of this one request alone.
     """
 
-    def __init__(self, reason: str, unreachable: bool = False) -> None:
+    def __init__(self, reason: str, unreachable: bool = False, single: bool = False) -> None:
         super().__init__(reason)
         self.unreachable = unreachable
+        self.single = single
 
 
 class _BrokenConnection(CannotTell):

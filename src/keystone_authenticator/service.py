@@ -487,8 +487,10 @@ class Service:
 
     def _close_later(self, part: Any) -> None:
         async def close() -> None:
-            await asyncio.sleep(LAST_CALLS)
-            await part.close()
+            try:
+                await asyncio.sleep(LAST_CALLS)
+            finally:
+                await part.close()
 
         if part is not None:
             task = asyncio.get_running_loop().create_task(close())

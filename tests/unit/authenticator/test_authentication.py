@@ -431,6 +431,22 @@ def test_one_token_that_breaks_keystone_stops_nobody_else(keystone: KeystoneStan
     run(keystone, story)
 
 
+def test_a_user_whose_groups_keystone_does_not_list_keeps_nobody_else_out(keystone: KeystoneStandIn) -> None:
+    odd = keystone.issue(name="odd")
+    keystone.behaviour = lambda method, path, headers, body: (
+        (403, keystone_error(403))
+        if headers.get("x-auth-token") == odd and "/groups" in path
+        else keystone.keystone(method, path, headers, body)
+    )
+
+    async def story(_: Authenticator, ask: Asker) -> None:
+        for _attempt in range(5):
+            assert "groups of the user id-of-odd" in (await ask(odd))["error"]
+        assert (await ask(keystone.issue()))["authenticated"]
+
+    run(keystone, story)
+
+
 def test_upstream_names_reach_no_reserved_ones(keystone: KeystoneStandIn) -> None:
     keystone.groups = [
         {"id": "g1", "name": "system:masters", "domain_id": "evil"},
