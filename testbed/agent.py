@@ -122,7 +122,7 @@ class Unit:
         self._charm: Path | None = None
         self._options: dict[str, dict[str, Any]] = {}
         self._config: dict[str, Any] = {}
-        self._related = False
+        self.related = False
         self._data: dict[str, dict[str, str]] = {}
         self._actions = 0
         self._model_uuid = str(uuid.uuid4())
@@ -136,7 +136,7 @@ class Unit:
 
     def relate(self) -> None:
         """`juju add-relation`: Juju makes the unit beside the principal's and runs its first hooks."""
-        self._related = True
+        self.related = True
         own = {"private-address": self.machine.address, "ingress-address": self.machine.address}
         own["egress-subnets"] = f"{self.machine.address}/32"
         self._data = {self.principal: dict(own), self.name: dict(own)}
@@ -153,7 +153,7 @@ class Unit:
         """`juju config`; an underscore in a name here is a hyphen there. No hook runs if nothing changes."""
         before = self._effective()
         self.put(**options)
-        if self._related and self._effective() != before:
+        if self.related and self._effective() != before:
             self.hook("config-changed")
 
     def put(self, **options: Any) -> None:
@@ -165,7 +165,7 @@ class Unit:
         before = self._effective()
         for option in options:
             self._config.pop(option, None)
-        if self._related and self._effective() != before:
+        if self.related and self._effective() != before:
             self.hook("config-changed")
 
     def run_action(self, action: str, **params: Any) -> ActionResult:
@@ -243,7 +243,7 @@ class Unit:
                 self._relation_hook(one)
             else:
                 self.hook(one)
-        self._related = False
+        self.related = False
         self.machine.run("rm", "-rf", self._folder, self._tools)
 
     def __str__(self) -> str:
@@ -268,12 +268,12 @@ class Unit:
                     principal,
                     "Kubernetes control-plane running.",
                 ),
-                (self.application, version, status.name, str(int(self._related)), self.application, status.message),
+                (self.application, version, status.name, str(int(self.related)), self.application, status.message),
             ],
             [
                 ("Unit", "Workload", "Agent", "Machine", "Public address", "Message"),
                 (f"{self.principal}*", "active", "idle", "0", address, "Kubernetes control-plane running."),
-                *([(f"  {self.name}*", status.name, agent, "", address, status.message)] if self._related else []),
+                *([(f"  {self.name}*", status.name, agent, "", address, status.message)] if self.related else []),
             ],
         ]
         return "\n\n".join(_table(rows) for rows in tables)
@@ -289,7 +289,7 @@ class Unit:
     def _shown(self) -> Status:
         if self.failed_hook:
             return Status("error", f'hook failed: "{self.failed_hook[0]}"')
-        return self.status if self._related else Status("unknown", "")
+        return self.status if self.related else Status("unknown", "")
 
     # What Juju does
 
@@ -340,7 +340,7 @@ class Unit:
         context = {
             "config": self._effective(),
             "leader": True,
-            "relations": [] if over or not self._related else relations,
+            "relations": [] if over or not self.related else relations,
             "status": list(self.status),
             "action": action,
             "address": self.machine.address,

@@ -1,0 +1,258 @@
+"""What goes wrong on a control plane, done for real: every time the cluster's own tokens have to be good in the end.
+
+Each test has a unit of its own on one stage, and leaves the machine as it found it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from testbed.agent import Unit
+from testbed.charmed import API_SERVER, Charmed
+from testbed.stage import Stage
+from testbed.traffic import lives_of
+
+POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {"default/pods": ["list"]}}])
+OURS = (
+    "/etc/kubernetes-keystone",
+    "/opt/kubernetes-keystone",
+    "/var/lib/kubernetes-keystone",
+    "/var/snap/kube-apiserver/common/kubernetes-keystone",
+)
+SQUATTER = "import socket, time; s = socket.create_server(('127.0.0.1', 8443)); time.sleep(300)"
+SERVICE = "kubernetes-keystone.service"
+
+
+@pytest.fixture
+def unit(stage: Stage) -> Iterator[Unit]:
+    """A unit that is deployed with a policy and not related yet; whatever a test leaves of it is removed."""
+    cluster, args, flags = stage.cluster, stage.cluster.args(), dict(stage.cluster.flags)
+    made = Unit(stage.machine)
+    made.deploy(stage.charm, {**stage.keystone_options, "policy": POLICY})
+    yield made
+    stage.keystone.start()
+    if made.related:
+        made.remove()
+    cluster.flags = flags
+    if cluster.args() != args:
+        cluster.control_plane_reconcile()
+    is_clean(stage)
+
+
+def is_clean(stage: Stage) -> None:
+    """Nothing of ours is left, and the cluster works."""
+    left = [
+        path for path in (*OURS, "/var/snap/kube-apiserver/common/kubernetes-keystone") if stage.machine.exists(path)
+    ]
+    assert left == []
+    assert b"kubernetes-keystone" not in stage.cluster.args()
+    cluster_tokens_work(stage.cluster)
+
+
+def cluster_tokens_work(cluster: Charmed) -> None:
+    cluster.wait_ready()
+    assert cluster.status("/api/v1/namespaces", cluster.tokens["admin"].token) == 200
+
+
+@pytest.fixture(scope="module")
+def token(stage: Stage) -> Callable[[], str]:
+    """Tokens of a member of the project that the policy names."""
+    project = stage.keystone.project("demo")
+    member = stage.keystone.member("alice", project)
+    return lambda: stage.keystone.token(member, project)
+
+
+@pytest.fixture
+def refuses_our_flags(stage: Stage) -> Iterator[Callable[[bool], None]]:
+    """Make the API server end at once when it is started with flags of ours."""
+    path = "/usr/bin/snap"
+    good = stage.machine.read(path).decode()
+    bad = good.replace(
+        "set -e\n", 'set -e\ngrep -q kubernetes-keystone "/var/snap/kube-apiserver/x1/args" && exit 7\n', 1
+    )
+    assert bad != good
+
+    def switch(on: bool) -> None:
+        stage.machine.write(path, bad if on else good, 0o755)
+
+    yield switch
+    switch(False)
+
+
+def pods(stage: Stage, token: str) -> int:
+    return stage.cluster.status("/api/v1/namespaces/default/pods", token)
+
+
+def test_flags_that_the_api_server_cannot_run_with_are_taken_out_and_not_tried_again(
+    stage: Stage, unit: Unit, token: Callable[[], str], refuses_our_flags: Callable[[bool], None]
+) -> None:
+    args = stage.cluster.args()
+    refuses_our_flags(True)
+    unit.relate()
+    assert unit.status.name == "blocked"
+    assert "API server" in unit.status.message
+    assert stage.cluster.args() == args
+    cluster_tokens_work(stage.cluster)
+    tried = len(lives_of(stage.cluster))
+    unit.update_status()
+    unit.configure(log_level="debug")
+    assert len(lives_of(stage.cluster)) == tried
+    assert unit.status.name == "blocked"
+
+    refuses_our_flags(False)
+    unit.configure(api_server="manual")
+    assert unit.status.name == "active"
+    unit.reset("api-server")
+    assert unit.status.name == "active"
+    assert pods(stage, token()) == 200
+
+
+def test_an_api_server_that_crash_loops_with_our_flags_comes_back_without_them(
+    stage: Stage, unit: Unit, refuses_our_flags: Callable[[bool], None]
+) -> None:
+    unit.relate()
+    assert unit.status.name == "active"
+    refuses_our_flags(True)
+    stage.cluster.control_plane_reconcile()
+    cluster_tokens_work(stage.cluster)
+    assert b"kubernetes-keystone" not in stage.cluster.args()
+    unit.update_status()
+    assert unit.status.name == "blocked"
+
+
+def test_an_authenticator_that_cannot_be_brought_back_holds_no_token_hostage(
+    stage: Stage, unit: Unit, token: Callable[[], str]
+) -> None:
+    unit.relate()
+    machine, program = stage.machine, "/opt/kubernetes-keystone/current/keystone-authenticator"
+    good = machine.read(program)
+    machine.write(program, "#!/bin/sh\nexit 1\n", 0o755)
+    machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
+    machine.wait(lambda: b"kubernetes-keystone" not in stage.cluster.args(), "our flags to be taken out", 90)
+    cluster_tokens_work(stage.cluster)
+    unit.update_status()
+    assert unit.status.name in ("blocked", "waiting")
+    assert "authenticator" in unit.status.message
+
+    machine.write(program, good, 0o755)
+    machine.wait(lambda: pods(stage, token()) == 200, "the flags to come back by themselves", 240, every=2)
+    unit.update_status()
+    assert unit.status.name == "active"
+
+
+def test_a_power_cut_during_the_trial_ends_without_our_flags_and_the_next_hook_tries_anew(
+    stage: Stage, unit: Unit, token: Callable[[], str]
+) -> None:
+    unit.relate()
+    wanted = stage.machine.read("/var/lib/kubernetes-keystone/wanted").decode()
+    # As it was between the restart of a trial and the word that it went well.
+    trial = (
+        wanted.replace("state confirmed", "state trial").replace("starts 2", "starts 0").replace("starts 3", "starts 0")
+    )
+    assert trial != wanted
+    stage.machine.write("/var/lib/kubernetes-keystone/wanted", trial, 0o600)
+    stage.machine.power_off()
+    stage.machine.power_on()
+    cluster_tokens_work(stage.cluster)
+    assert b"kubernetes-keystone" not in stage.cluster.args()
+    unit.hook("start")
+    unit.update_status()
+    assert unit.status.name == "active"
+    assert pods(stage, token()) == 200
+
+
+@pytest.mark.parametrize(
+    "order",
+    [("departed", "broken", "stop", "remove"), ("stop", "remove"), ("remove",), ("broken", "departed", "remove")],
+)
+def test_removal_works_in_any_order_with_keystone_and_the_authenticator_down(
+    stage: Stage, unit: Unit, order: tuple[str, ...]
+) -> None:
+    unit.relate()
+    assert unit.status.name == "active"
+    stage.keystone.stop()
+    stage.machine.run("systemctl", "stop", SERVICE, "kubernetes-keystone.socket")
+    unit.remove(order)
+    stage.keystone.start()
+    is_clean(stage)
+    assert stage.machine.run("getent", "passwd", "kubernetes-keystone", check=False).returncode != 0
+
+
+def test_removal_works_while_the_api_server_is_down(stage: Stage, unit: Unit) -> None:
+    unit.relate()
+    stage.machine.run("systemctl", "stop", API_SERVER)
+    unit.remove()
+    stage.machine.run("systemctl", "start", API_SERVER)
+    is_clean(stage)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"authorization-webhook-config-file": "/root/cdk/other.yaml", "authorization-mode": "Node,RBAC,Webhook"},
+            "other.yaml",
+        ),
+        ({"authorization-mode": "AlwaysAllow"}, "AlwaysAllow"),
+        ({"authorization-mode": None}, "authorization-mode"),
+    ],
+)
+def test_what_cannot_be_combined_blocks_and_changes_nothing(
+    stage: Stage, unit: Unit, change: dict[str, str | None], said: str
+) -> None:
+    cluster = stage.cluster
+    for name, value in change.items():
+        cluster.flags.pop(name, None)
+        if value is not None:
+            cluster.flags[name] = value
+    lines = "".join(f'--{name}="{value}"\n' for name, value in cluster.flags.items())
+    stage.machine.write("/var/snap/kube-apiserver/current/args", lines)
+    before = len(lives_of(cluster))
+    unit.relate()
+    assert unit.status.name == "blocked"
+    assert said in unit.status.message
+    assert cluster.args().decode() == lines
+    assert len(lives_of(cluster)) == before
+    assert not stage.machine.exists("/etc/kubernetes-keystone/settings.json")
+
+
+def test_a_taken_port_blocks_and_names_it(stage: Stage, unit: Unit) -> None:
+    stage.machine.run("systemd-run", "--unit=squatter", "python3", "-c", SQUATTER)
+    stage.machine.wait(lambda: "8443" in stage.machine.shell("ss -Hltn"), "the port to be taken")
+    before = len(lives_of(stage.cluster))
+    try:
+        unit.relate()
+        assert unit.status.name == "blocked"
+        assert "8443" in unit.status.message
+        assert len(lives_of(stage.cluster)) == before
+    finally:
+        stage.machine.run("systemctl", "stop", "squatter")
+    unit.update_status()
+    assert unit.status.name == "active"
+
+
+def test_keystone_away_at_deployment_is_said_and_changes_nothing(stage: Stage, unit: Unit) -> None:
+    stage.keystone.stop()
+    before = len(lives_of(stage.cluster))
+    unit.relate()
+    assert unit.status.name == "blocked"
+    assert "keystone-url" in unit.status.message
+    assert len(lives_of(stage.cluster)) == before
+    stage.keystone.start()
+    unit.update_status()
+    assert unit.status.name == "active"
+
+
+def test_known_users_go_on_while_keystone_is_away(stage: Stage, unit: Unit, token: Callable[[], str]) -> None:
+    unit.relate()
+    known, unknown = token(), token()
+    assert pods(stage, known) == 200
+    stage.keystone.stop()
+    assert pods(stage, known) == 200
+    assert pods(stage, unknown) == 401
+    stage.keystone.start()
+    stage.machine.wait(lambda: pods(stage, unknown) == 200, "the unknown user to be known", 10)
