@@ -24,7 +24,7 @@ check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/pyright
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -m "not slow" --numprocesses 4 --dist worksteal --quiet
 
 format: venv ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -34,7 +34,8 @@ testbed: venv ## install and build the real parts that the demo and the tests ne
 	testbed/setup
 
 test: check testbed ## every test that can run here (root)
-	$(BIN)/pytest tests/functional tests/machine tests/integration
+	EVERY_STEP=1 $(BIN)/pytest tests/unit -m slow --numprocesses 4 --dist worksteal --quiet
+	$(BIN)/pytest tests/functional tests/testbed tests/machine tests/integration --durations=10
 
 demo: testbed ## the main job from end to end on real parts, told step by step (root)
 	$(BIN)/python -m testbed demo

@@ -146,6 +146,7 @@ def test_removal_lets_what_failed_be_tried_again(machine: Machine) -> None:
     assert apply(machine)
 
 
+@pytest.mark.slow
 def test_a_change_that_fails_leaves_in_force_what_worked_before(machine: Machine) -> None:
     apply(machine)
     good = machine.wanted.digest
@@ -177,6 +178,7 @@ def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(
     assert machine.args == "".join(rewritten)
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(machine: Machine) -> None:
     apply(machine)
     machine.behave(crash="kubernetes-keystone")
@@ -194,6 +196,7 @@ def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(ma
     assert apply(machine, content="something else")
 
 
+@pytest.mark.slow
 def test_a_server_that_crashes_without_our_flags_as_well_gets_them_back(machine: Machine) -> None:
     """Its etcd was away, say."""
     apply(machine)
@@ -409,6 +412,7 @@ def count_effects(monkeypatch: pytest.MonkeyPatch, kill_at: int) -> list[int]:
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["server keeps running", "server is killed as well"])
+@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_apply_ends_well(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, crash: bool
 ) -> None:
@@ -436,6 +440,7 @@ def test_a_charm_killed_at_any_step_of_apply_ends_well(
     assert step > 8
 
 
+@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +464,7 @@ def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
     assert step > 8
 
 
+@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_removal_is_done_by_the_next_one(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

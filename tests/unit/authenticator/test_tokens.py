@@ -71,6 +71,7 @@ GOOD = fernet_token(blocks=1)
         "eyJ.eyJ.eyJ",
         "..",
     ],
+    ids=lambda _: "",  # the tokens hold random bytes, and names of tests must be the same every time
 )
 def test_anything_else_is_not(token: str) -> None:
     assert not has_keystone_shape(token)

@@ -157,6 +157,7 @@ def installed(machine) -> Path:
         ("tar.xz", tar(("k8s-keystone-auth", elf()), mode="w:xz")),
         ("zip", zipped(("README", b"read me"), ("bin/k8s-keystone-auth", elf()))),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_binary_or_an_archive_is_put_behind_the_endpoint(unit, machine, wiring, site, program, name, content):
     site.files[f"/{name}"] = content
@@ -253,6 +254,7 @@ def test_a_redirect_elsewhere_or_in_a_circle_is_not_followed(unit, site, redirec
         (elf(machine=8), "another kind of machine"),
         (None, "was answered with 404"),
     ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_is_not_the_program_is_refused_with_the_reason(unit, machine, site, content, complaint):
     if content is not None:
