@@ -1,0 +1,182 @@
+"""An operator's own authenticator behind our endpoint: the real k8s-keystone-auth, downloaded or somebody's service."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from testbed import setup
+from testbed.certificates import Authority
+from testbed.stage import Stage
+
+POLICY = json.dumps(
+    [{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": {"default/pods": ["list"]}}]
+)
+
+
+@dataclass
+class Site:
+    """An https site beside the machine, which the machine's own certificates vouch for."""
+
+    url: str
+    folder: Path
+    authority: Authority
+
+    def put(self, name: str, content: bytes) -> str:
+        """Publish a file; gives its checksum."""
+        (self.folder / name).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return setup.upstream() / "k8s-keystone-auth"
+
+
+@pytest.fixture(scope="module")
+def site(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    authority = Authority("a company's own")
+    server = authority.sign("site", hosts=[stage.machine.host_address])
+    (folder / "server.pem").write_bytes(server.certificate + server.key)
+    stage.machine.write("/usr/local/share/ca-certificates/company.crt", authority.certificate)
+    stage.machine.run("update-ca-certificates")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    (folder / "server.pem").unlink()
+    listening = http.server.ThreadingHTTPServer(
+        (stage.machine.host_address, 0), functools.partial(Quiet, directory=str(folder))
+    )
+    listening.socket = context.wrap_socket(listening.socket, server_side=True)
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    yield Site(f"https://{stage.machine.host_address}:{listening.server_port}", folder, authority)
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def token(stage: Stage) -> Callable[[], str]:
+    """Tokens of alice, member of the project that the policy names."""
+    project = stage.keystone.project("demo")
+    alice = stage.keystone.member("alice", project)
+    stage.cluster.pod("default", "web")
+    return lambda: stage.keystone.token(alice, project)
+
+
+def who(stage: Stage, token: str) -> str:
+    """The Kubernetes user of a token, or the error."""
+    config = stage.cluster.kubeconfig(token)
+    done = stage.cluster.kubectl("auth", "whoami", "-o", "json", kubeconfig=config, check=False)
+    return json.loads(done.stdout)["status"]["userInfo"]["username"] if done.returncode == 0 else done.stderr
+
+
+def pods(stage: Stage, token: str, namespace: str = "default") -> int:
+    return stage.cluster.status(f"/api/v1/namespaces/{namespace}/pods", token)
+
+
+def test_upstreams_program_is_downloaded_and_put_behind_our_endpoint(
+    stage: Stage, site: Site, program: Path, token: Callable[[], str]
+) -> None:
+    checksum = site.put("k8s-keystone-auth", program.read_bytes())
+    url = f"{site.url}/k8s-keystone-auth"
+    stage.unit.deploy(stage.charm, {**stage.keystone_options, "policy": POLICY, "k8s-keystone-auth-url": url})
+    stage.unit.relate()
+    assert stage.unit.status.name == "active", stage.unit.debug_log()
+    assert checksum in stage.unit.status.message
+    assert "upstream-compatible" in stage.unit.status.message
+    assert who(stage, token()) == "alice"
+    assert pods(stage, token()) == 200
+    assert pods(stage, token(), "kube-system") == 403
+    assert stage.cluster.status("/api/v1/namespaces", stage.cluster.tokens["admin"].token) == 200
+
+
+def test_another_file_than_the_first_is_refused_and_the_last_good_one_goes_on(
+    stage: Stage, site: Site, program: Path, token: Callable[[], str]
+) -> None:
+    first = hashlib.sha256(program.read_bytes()).hexdigest()
+    second = site.put("newer", program.read_bytes() + b"\n")
+    stage.unit.configure(k8s_keystone_auth_url=f"{site.url}/newer")
+    assert stage.unit.status.name == "blocked"
+    assert first in stage.unit.status.message
+    assert second in stage.unit.status.message
+    assert who(stage, token()) == "alice"
+    stage.unit.configure(k8s_keystone_auth_sha256=second)
+    assert stage.unit.status.name == "active", stage.unit.debug_log()
+    assert who(stage, token()) == "alice"
+
+
+def test_without_the_option_the_built_in_one_is_back_with_names_that_nobody_can_forge(
+    stage: Stage, token: Callable[[], str]
+) -> None:
+    stage.unit.reset("k8s-keystone-auth-url", "k8s-keystone-auth-sha256")
+    assert stage.unit.status == ("active", "ready: charmed, policy 1 rules")
+    assert who(stage, token()) == "keystone:alice"
+    assert stage.machine.show("kubernetes-keystone-upstream.service", "ActiveState")["ActiveState"] == "inactive"
+
+
+@pytest.fixture
+def service(stage: Stage, site: Site, program: Path, tmp_path: Path) -> Iterator[str]:
+    """Somebody's k8s-keystone-auth on another machine; gives its URL."""
+    server = site.authority.sign("service", hosts=[stage.machine.host_address])
+    for name, content in {"crt": server.certificate, "key": server.key, "json": POLICY.encode()}.items():
+        (tmp_path / f"service.{name}").write_bytes(content)
+    with socket.create_server((stage.machine.host_address, 0)) as free:
+        address = f"{stage.machine.host_address}:{free.getsockname()[1]}"
+    shutil.copy(program, tmp_path / "k8s-keystone-auth")
+    command = [
+        str(tmp_path / "k8s-keystone-auth"),
+        f"--listen={address}",
+        f"--tls-cert-file={tmp_path}/service.crt",
+        f"--tls-private-key-file={tmp_path}/service.key",
+        f"--keystone-policy-file={tmp_path}/service.json",
+        f"--keystone-url={stage.keystone.url}",
+        f"--keystone-ca-file={stage.keystone.ca}",
+    ]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as running:
+        stage.machine.wait(lambda: _answers(address), "k8s-keystone-auth")
+        yield f"https://{address}/webhook"
+        running.terminate()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        return True
+    return False
+
+
+def test_somebodys_service_stands_behind_our_endpoint_and_sees_no_cluster_token(
+    stage: Stage, site: Site, service: str, token: Callable[[], str]
+) -> None:
+    ca = site.authority.certificate.decode()
+    stage.unit.configure(authn_server_url=service, authz_server_url=service, auth_server_ca=ca)
+    assert stage.unit.status.name == "active", stage.unit.debug_log()
+    assert who(stage, token()) == "alice"
+    assert pods(stage, token()) == 200
+    assert pods(stage, token(), "kube-system") == 403
+    before = len(stage.keystone.calls())
+    assert stage.cluster.status("/api/v1/namespaces", stage.cluster.tokens["kube-scheduler"].token) in (200, 403)
+    assert len(stage.keystone.calls()) == before
+    stage.unit.reset("authn-server-url", "authz-server-url", "auth-server-ca")
+    assert who(stage, token()) == "keystone:alice"
+    stage.unit.remove()
