@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from keystone_authenticator import reviews
+from keystone_authenticator import access_rules, reviews
 from keystone_authenticator.backend import Backend
 from keystone_authenticator.identity import Naming
 from keystone_authenticator.outbound import CannotTell
@@ -36,6 +36,9 @@ class Authorizer:
             return reviews.no_opinion(review.version)
         subject = self.naming.subject(review.username, review.uid, review.groups, review.extra)
         if subject is None:
+            return reviews.no_opinion(review.version)
+        rules = subject.access_rules
+        if rules is not None and not access_rules.read(rules).allow(review.request):
             return reviews.no_opinion(review.version)
         if self.backend is not None:
             return self._ask(self.backend, review)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 PREFIX = "keystone:"
+_CREDENTIAL = PREFIX + "app-cred:"
 
 # The keys of k8s-keystone-auth, which existing policies, audit rules and bindings of other software read.
 EXTRA_PREFIX = "alpha.kubernetes.io/identity/"
@@ -23,6 +24,10 @@ PROJECT_DOMAIN_ID = EXTRA_PREFIX + "project/domain/id"
 USER_DOMAIN_ID = EXTRA_PREFIX + "user/domain/id"
 USER_DOMAIN_NAME = EXTRA_PREFIX + "user/domain/name"
 APPLICATION_CREDENTIAL_ID = EXTRA_PREFIX + "application-credential/id"
+# Only of a credential with access rules: its user, whom the policy is asked about, and the rules.
+USER_ID = EXTRA_PREFIX + "user/id"
+USER_NAME = EXTRA_PREFIX + "user/name"
+ACCESS_RULES = EXTRA_PREFIX + "access-rules"
 
 _RESERVED = ("system:", "kubeadm:")
 
@@ -52,6 +57,8 @@ class Account:
     project_domain_id: str
     roles: tuple[str, ...]
     application_credential_id: str | None = None
+    # As texts in one spelling (`access_rules`); None: its token may do all that its user may.
+    access_rules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=True)
@@ -67,12 +74,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class Subject:
-    """Who an access review is about, as a policy compares it: each set holds every spelling that may match."""
+    """Who an access review is about, as a policy compares it: each set holds every spelling that may match.
+
+    With `access_rules` the policy's yes is not enough: they must allow the request too.
+    """
 
     users: frozenset[str]
     groups: frozenset[str]
     projects: frozenset[str]
     roles: frozenset[str]
+    access_rules: tuple[str, ...] | None = None
 
 
 def encode(name: str) -> str:
@@ -113,15 +124,30 @@ class Naming:
         """The native group of everybody with this role in the project."""
         return f"{cls.project(project_id)}:role:{encode(role)}"
 
+    @staticmethod
+    def credential(credential_id: str) -> str:
+        """The native user name of an application credential with access rules."""
+        return _CREDENTIAL + encode(credential_id)
+
     def identity(self, account: Account, groups: Sequence[Group]) -> Identity:
         """The Kubernetes user for a Keystone account.
 
         Raises:
             UnusableIdentityError: in upstream-compatible mode, the user's bare name is one that Kubernetes keeps for
-            itself.
+            itself, or there are access rules, which nothing there would honour.
 
         """
-        if self.upstream_compatible:
+        uid = account.user_id
+        if account.access_rules is not None and account.application_credential_id is not None:
+            if self.upstream_compatible:
+                raise UnusableIdentityError(
+                    f"the application credential {account.application_credential_id} of the user {account.user_id} "
+                    "has access rules, which are not honoured in upstream-compatible mode"
+                )
+            # An identity of its own, which no binding of its user's reaches.
+            username, members = self.credential(account.application_credential_id), ()
+            uid = account.application_credential_id
+        elif self.upstream_compatible:
             if is_reserved(account.user_name):
                 raise UnusableIdentityError(f"the user name {account.user_name!r} is reserved")
             username = account.user_name
@@ -144,7 +170,13 @@ class Naming:
         ]
         if account.application_credential_id is not None:
             extra.append((APPLICATION_CREDENTIAL_ID, (account.application_credential_id,)))
-        return Identity(username, account.user_id, members, tuple(extra))
+        if account.access_rules is not None:
+            extra += [
+                (USER_ID, (account.user_id,)),
+                (USER_NAME, (account.user_name,)),
+                (ACCESS_RULES, account.access_rules),
+            ]
+        return Identity(username, uid, members, tuple(extra))
 
     def subject(
         self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]]
@@ -162,6 +194,8 @@ class Naming:
             return None
         roles = frozenset(extra.get(ROLES, ()))
         project_name = _single(extra, PROJECT_NAME)
+        if ACCESS_RULES in extra or username.startswith(_CREDENTIAL):
+            return self._credential_subject(username, uid, extra)
         if self.upstream_compatible:
             if is_reserved(username):
                 return None
@@ -178,6 +212,26 @@ class Naming:
         if project_name:
             projects.add(by_name(project_name, project_domain))
         return Subject(frozenset((username, by_id(uid))), frozenset(groups), frozenset(projects), roles)
+
+    def _credential_subject(self, username: str, uid: str, extra: Mapping[str, Sequence[str]]) -> Subject | None:
+        """A credential with access rules: its user to the policy, without the groups, which it is not told."""
+        user_id, user_name = _single(extra, USER_ID), _single(extra, USER_NAME)
+        project_id, project_name = _single(extra, PROJECT_ID), _single(extra, PROJECT_NAME)
+        user_domain, project_domain = _single(extra, USER_DOMAIN_ID), _single(extra, PROJECT_DOMAIN_ID)
+        rules = tuple(extra.get(ACCESS_RULES, ()))
+        # Whoever may impersonate the name alone, or take the rules away, gets nothing.
+        if self.upstream_compatible or not all((rules, user_id, user_name, project_id, user_domain, project_domain)):
+            return None
+        if uid != _single(extra, APPLICATION_CREDENTIAL_ID) or username != self.credential(uid):
+            return None
+        roles = extra.get(ROLES, ())
+        return Subject(
+            frozenset((self.user(user_name, user_domain), by_id(user_id))),
+            frozenset((self.project(project_id), *(self.role(project_id, role) for role in roles))),
+            frozenset((by_id(project_id), *([by_name(project_name, project_domain)] if project_name else ()))),
+            frozenset(roles),
+            rules,
+        )
 
 
 def by_id(identifier: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from keystone_authenticator import access_rules
 from keystone_authenticator.identity import Account, Group
 from keystone_authenticator.outbound import Answer, CannotTell, Client
 
@@ -67,7 +68,8 @@ class Keystone:
         """Ask Keystone about a token.
 
         Raises:
-            Refused: it is not good, or not one that counts here (project scope only, no access rules).
+            Refused: it is not good, or not one that counts here (project scope only; of access rules, if any, one for
+            Kubernetes).
             CannotTell: no verdict.
 
         """
@@ -184,11 +186,13 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         scope = next((name for name in ("domain", "system") if token.get(name)), None)
         kind = f"scoped to a {scope}" if scope else "unscoped"
         raise Refused(f"the token of the user {user_id} is {kind}, only project scope counts")
+    rules: tuple[str, ...] | None = None
+    # An empty list is a list: such a credential is good for nothing.
     if credential is not None and credential.get("access_rules") is not None:
-        raise Refused(
-            f"the application credential {credential.get('id')} of the user {user_id} has access rules, "
-            "which are not supported yet"
-        )
+        try:
+            rules = access_rules.about_kubernetes(credential["access_rules"])
+        except access_rules.UnusableRulesError as error:
+            raise Refused(f"the application credential {credential.get('id')} of the user {user_id} {error}") from None
     project = _object(token, "project")
     account = Account(
         user_id=user_id,
@@ -201,6 +205,7 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         # Sorted, as Keystone's order means nothing and the same user should look the same.
         roles=tuple(sorted({_text(role, "name") for role in token["roles"]})),
         application_credential_id=_text(credential, "id") if credential is not None else None,
+        access_rules=rules,
     )
     expires = token["expires_at"]
     return ValidToken(account, _time(_text(token, "expires_at")) if expires is not None else float("inf"))

@@ -96,6 +96,8 @@ class Request(NamedTuple):
     resource: str = ""
     subresource: str = ""
     path: str = ""
+    name: str = ""
+    version: str = ""
 
     @property
     def target(self) -> str:

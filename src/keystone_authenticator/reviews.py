@@ -135,6 +135,9 @@ def _request(spec: Mapping[str, Any]) -> Request | None:
             _text(attributes, "group"),
             _text(attributes, "resource"),
             _text(attributes, "subresource"),
+            "",
+            _text(attributes, "name"),
+            _text(attributes, "version"),
         )
     attributes = spec.get("nonResourceAttributes")
     if attributes is not None:

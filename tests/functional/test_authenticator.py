@@ -91,16 +91,45 @@ def test_unscoped_domain_and_system_tokens_are_refused(keystone: Keystone, demo:
         assert f"the token of the user {carol.id} is {reason}" in service.log
 
 
-def test_a_credential_with_access_rules_is_refused_with_that_reason(
-    keystone: Keystone, demo: Project, start: Starter
+def test_a_credential_with_rules_for_kubernetes_may_what_policy_and_rules_allow(
+    keystone: Keystone, demo: Project, start: Starter, tmp_path: Any
 ) -> None:
     dave = keystone.member("dave", demo)
-    rules = [{"service": "kubernetes", "path": "/**", "method": "GET"}]
-    service = start()
-    for number in (rules, [{"service": "compute", "path": "/v2.1/servers", "method": "GET"}]):
-        credential = keystone.application_credential(dave, demo, access_rules=number)
-        assert service.review(token_review(keystone.credential_token(credential))) == REFUSED
-        assert f"the application credential {credential.id} of the user {dave.id} has access rules" in service.log
+    keystone.group("daves", dave)
+    policy = tmp_path / "policy.json"
+    item = {"users": {"projects": ["demo1"], "roles": ["member"]}, "resource_permissions": {"*/*": ["*"]}}
+    replace(policy, json.dumps([item]))
+    service, other = start(policy=str(policy)), start(policy=str(policy))
+    rules = [{"service": "kubernetes", "path": "/api/v1/namespaces/default/**", "method": "GET"}]
+    credential = keystone.application_credential(dave, demo, access_rules=rules)
+    token = keystone.credential_token(credential)
+    user = who(service, token)
+    assert (user["username"], user["uid"]) == (f"keystone:app-cred:{credential.id}", credential.id)
+    assert user["groups"] == []
+    # Whoever is asked about it: nothing is kept where the token was reviewed.
+    for authenticator in (service, other):
+        assert allowed(authenticator, user, name="web")
+        assert not allowed(authenticator, user, name="web", namespace="kube-system")
+        assert not allowed(authenticator, user, name="web", verb="delete")
+    assert keystone.send("GET", f"/users/{dave.id}/groups", token=token).status_code == 401
+    free = keystone.credential_token(keystone.application_credential(dave, demo))
+    assert allowed(service, who(service, free), verb="delete", name="web")
+
+
+def test_a_credential_with_rules_for_others_is_refused_with_that_reason(
+    keystone: Keystone, demo: Project, start: Starter
+) -> None:
+    dora = keystone.member("dora", demo)
+    service, compatible = start(), start(upstream_compatible=True)
+    compute = [{"service": "compute", "path": "/v2.1/servers", "method": "GET"}]
+    kubernetes = [{"service": "kubernetes", "path": "/**", "method": "GET"}]
+    for authenticator, rules, reason in (
+        (service, compute, "has access rules, and none of them names the service type kubernetes"),
+        (compatible, kubernetes, "has access rules, which are not honoured in upstream-compatible mode"),
+    ):
+        credential = keystone.application_credential(dora, demo, access_rules=rules)
+        assert authenticator.review(token_review(keystone.credential_token(credential))) == REFUSED
+        assert f"the application credential {credential.id} of the user {dora.id} {reason}" in authenticator.log
 
 
 def test_a_trust_counts_without_impersonation_and_not_with_it(

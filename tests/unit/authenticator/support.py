@@ -274,7 +274,8 @@ def access_review(
     if path is not None:
         spec["nonResourceAttributes"] = {"path": path, "verb": verb}
     else:
-        spec["resourceAttributes"] = {"verb": verb, "resource": resource, "namespace": "default", **attributes}
+        about = {"resource": resource, "namespace": "default", "version": "v1", **attributes}
+        spec["resourceAttributes"] = {"verb": verb, **about}
     return {"apiVersion": f"authorization.k8s.io/{version}", "kind": "SubjectAccessReview", "spec": spec}
 
 

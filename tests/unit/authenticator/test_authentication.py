@@ -119,6 +119,7 @@ def test_the_validation_names_the_token_twice_and_asks_for_access_rules(keystone
 
 
 REFUSED = {"authenticated": False}
+COMPUTE_RULE = {"id": "r", "service": "compute", "method": "GET", "path": "/v2.1/servers"}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ REFUSED = {"authenticated": False}
         {"project": None, "domain": "d1"},
         {"project": None, "system": {"all": True}},
         {"application_credential": {"id": "c1", "name": "c", "restricted": True, "access_rules": []}},
-        {"application_credential": {"id": "c1", "access_rules": [{"id": "r", "service": "kubernetes"}]}},
+        {"application_credential": {"id": "c1", "access_rules": [COMPUTE_RULE]}},
     ],
 )
 def test_tokens_that_do_not_count_are_refused_for_good(keystone: KeystoneStandIn, changes: dict[str, Any]) -> None:
@@ -140,6 +141,27 @@ def test_tokens_that_do_not_count_are_refused_for_good(keystone: KeystoneStandIn
         assert keystone.calls() == 1
 
     run(keystone, story)
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_credential_with_rules_for_kubernetes_counts_without_its_users_groups(
+    keystone: KeystoneStandIn, compatible: bool
+) -> None:
+    keystone.groups = [{"id": "g1", "name": "ops", "domain_id": "default"}]
+    rule = {**COMPUTE_RULE, "service": "kubernetes", "path": "/**"}
+    token = keystone.issue(application_credential={"id": "c1", "access_rules": [rule, COMPUTE_RULE]})
+
+    async def story(_: Authenticator, ask: Asker) -> None:
+        status = await ask(token)
+        if compatible:
+            assert status == REFUSED
+        else:
+            assert status["user"]["username"] == "keystone:app-cred:c1"
+            assert status["user"]["groups"] == []
+            assert status["user"]["extra"]["alpha.kubernetes.io/identity/access-rules"] == ["GET /**"]
+        assert keystone.calls() == 1
+
+    run(keystone, story, compatible=compatible)
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
