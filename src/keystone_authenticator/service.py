@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from keystone_authenticator import __version__, chain, reviews, settings
+from keystone_authenticator import __version__, chain, reviews, settings, watchdog
 from keystone_authenticator.access import Authorizer
 from keystone_authenticator.authentication import (
     Authenticator,
@@ -128,14 +129,17 @@ class WebhookHandler:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        # The watchdog's: it has no client certificate, and what it asks is about nobody.
+        self.own_path = f"/{secrets.token_urlsafe(24)}"
 
     def refuse(self, request: Request) -> Reply | None:
         """All that can be said from the head."""
-        if request.path != "/webhook":
+        own = request.path == self.own_path
+        if request.path != "/webhook" and not own:
             return text(404, "there is only /webhook here")
         if request.method != "POST":
             return text(405, "only POST", b"Allow: POST\r\n")
-        if not request.certified and self._service.settings.tls.require_client_certificate:
+        if not request.certified and not own and self._service.settings.tls.require_client_certificate:
             return text(403, "a client certificate is required")
         kind = request.content_type.partition(";")[0].strip().lower()
         if kind not in ("application/json", ""):
@@ -233,6 +237,12 @@ class Service:
         self._closing: set[asyncio.Task[None]] = set()
         self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None))
         self.authorizer = Authorizer(self._naming)
+        self._handler = WebhookHandler(self)
+
+    def _own_endpoint(self) -> tuple[tuple[str, int], str]:
+        if self._webhook is None:
+            raise watchdog.NoAnswer("there is no endpoint")
+        return self._webhook.address, self._handler.own_path
 
     @property
     def _naming(self) -> Naming:
@@ -256,6 +266,9 @@ class Service:
         notify("READY=1")
         logger.info("ready, version %s, %s", __version__, self._webhook.address if self._webhook else "")
         tasks = [loop.create_task(self._follow()), loop.create_task(self._sweep())]
+        limit = watchdog.seconds()
+        if limit is not None:
+            tasks.append(loop.create_task(watchdog.feed(limit, self._own_endpoint, notify)))
         await stop.wait()
         notify("STOPPING=1")
         logger.info("stopping: answering what was asked")
@@ -279,7 +292,7 @@ class Service:
         except OSError as error:
             raise StartError(str(error)) from None
         self._addresses = (None if inherited else self.settings.listen, self.settings.private_listen)
-        self._webhook = Listener(sock, WebhookHandler(self))
+        self._webhook = Listener(sock, self._handler)
         self._private = Listener(
             private, PrivateHandler(self), Limits(body=0, connections=64, idle=60, first_request=30)
         )
