@@ -73,8 +73,9 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
     try:
         url = urlsplit(value)
         port = url.port
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not a URL ({error})") from error
+    except ValueError:
+        # What Python says of it repeats a part of the value.
+        raise ValueError(f"{_shown(value)} is not a URL") from None
     wanted = " or ".join(f"{scheme}://" for scheme in schemes)
     # What a URL may consist of (RFC 3986): a blank or a quote would otherwise reach a unit file.
     if (
@@ -82,16 +83,19 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
         or not url.hostname
         or not re.fullmatch(r"[A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]+", value)
     ):
-        raise ValueError(f"{_without_secret(value)!r} is not a URL that begins with {wanted} and names a host")
+        raise ValueError(f"{_shown(value)} is not a URL that begins with {wanted} and names a host")
     if url.username is not None or url.password is not None:
         raise ValueError("must not hold a user name or password")
     if port == 0:
-        raise ValueError(f"{value!r} names port 0")
+        raise ValueError(f"{_shown(value)} names port 0")
     return url
 
 
-def _without_secret(value: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", value)
+def _shown(value: str) -> str:
+    """Give a value for a message: not its password, wherever that may begin and end in what is no URL; nor too much."""
+    _, at, after = value.rpartition("@")
+    shown = f"…@{after}" if at else value
+    return repr(shown if len(shown) <= 200 else f"{shown[:200]}…")
 
 
 def _is_loopback(host: str | None) -> bool:
@@ -111,9 +115,11 @@ def _server_url(value: str) -> str:
     url = _url(value, ("https",))
     if _is_loopback(url.hostname):
         if url.path not in {"", "/", "/webhook"} or url.query or url.fragment:
-            raise ValueError(f"{value!r} is on loopback, where the path is /webhook: use https://{url.netloc}/webhook")
+            raise ValueError(
+                f"{_shown(value)} is on loopback, where the path is /webhook: use https://{url.netloc}/webhook"
+            )
         if url.port is None:
-            raise ValueError(f"{value!r} names no port: use https://{url.netloc}:8443/webhook")
+            raise ValueError(f"{_shown(value)} names no port: use https://{url.netloc}:8443/webhook")
         if url.port in {PRIVATE_PORT, UPSTREAM_PORT}:
             raise ValueError(f"port {url.port} is used by the authenticator itself: choose another")
     return value
@@ -150,12 +156,12 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
             raise ValueError("is not set; juju config kubernetes-keystone keystone-url=https://HOST:5000/v3")
         url = _url(value, ("https", "http"))
         if url.scheme == "http" and not _is_loopback(url.hostname) and not info.data.get("keystone_insecure"):
-            raise ValueError(f"{value!r} would send tokens in clear: use https://, or set keystone-insecure=true")
+            raise ValueError(f"{_shown(value)} would send tokens in clear: use https://, or set keystone-insecure=true")
         if url.query or url.fragment:
-            raise ValueError(f"{value!r} has more than a path; it should end in /v3")
+            raise ValueError(f"{_shown(value)} has more than a path; it should end in /v3")
         path = url.path.rstrip("/")
         if path.endswith("/v2.0"):
-            raise ValueError(f"{value!r} is the Identity API v2.0: use the v3 one, which ends in /v3")
+            raise ValueError(f"{_shown(value)} is the Identity API v2.0: use the v3 one, which ends in /v3")
         return url._replace(path=path if path.endswith("/v3") else f"{path}/v3").geturl()
 
     @pydantic.field_validator("k8s_keystone_auth_url")

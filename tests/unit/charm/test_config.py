@@ -67,6 +67,11 @@ def test_the_keystone_url_gets_its_v3(options, given, used):
         ("ftp://keystone.example", "is not a URL"),
         ("https://keystone.example:port", "is not a URL"),
         ("https://user:secret@keystone.example/v3", "must not hold a user name or password"),
+        ("https://user:secret@keystone.example:port/v3", "is not a URL"),
+        ("https://user:se/secret@keystone.example/v3", "is not a URL"),
+        ("https://user:se@cret secret@keystone.example/v3", "is not a URL"),
+        ("user:secret@keystone.example", "is not a URL"),
+        (f"https://keystone.example/{'x' * 999}?x", "has more than a path"),
         ("https://keystone.example/v2.0", "use the v3 one"),
         ("https://keystone.example/v3?x=1", "has more than a path"),
         ('https://keystone.example/"; rm', "is not a URL"),
@@ -77,6 +82,8 @@ def test_a_keystone_url_that_cannot_be_used_is_refused_with_the_fix(options, giv
         options(keystone_url=given)
     assert complaint in str(raised.value)
     assert "secret" not in str(raised.value)
+    # It is handed to Juju as an argument of a command, which the system bounds.
+    assert len(str(raised.value)) < 400
 
 
 def test_http_to_keystone_is_taken_when_it_is_asked_for_and_remembered(options):
