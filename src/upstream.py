@@ -8,7 +8,9 @@ Not here: reviews (the authenticator asks this service over TLS with our CA), an
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import lzma
 import platform
@@ -24,11 +26,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from urllib.parse import urljoin, urlsplit
 
 import pydantic
 import requests
+import urllib3
 
 import files
 import host
@@ -45,6 +48,8 @@ DOWNLOAD_BYTES = 256 * 2**20
 """The official binary has 60 MB."""
 UNPACKED_BYTES = 1024 * 2**20
 """Of everything in an archive up to the binary: what is read to find it."""
+HEADER_BYTES = 2**20
+"""Of one header in an archive; names are shorter, and a binary is read in pieces no longer than this."""
 DOWNLOAD_SECONDS = 300.0
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
@@ -240,7 +245,8 @@ def _download(url: str, target: Path) -> str:
             with _follow(session, url) as answer:
                 if answer.status_code != 200:
                     raise ConfigError(OPTION, f"{url} was answered with {answer.status_code} {answer.reason}")
-                for chunk in answer.iter_content(2**16):
+                # Not iter_content: it waits for a whole chunk, and a server that trickles would outlast any limit.
+                while chunk := answer.raw.read1(2**16):
                     size += len(chunk)
                     if size > DOWNLOAD_BYTES:
                         raise ConfigError(
@@ -250,7 +256,7 @@ def _download(url: str, target: Path) -> str:
                         raise ConfigError(OPTION, f"{url} has not come within {DOWNLOAD_SECONDS:.0f} s")
                     digest.update(chunk)
                     output.write(chunk)
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise ConfigError(OPTION, f"{url} cannot be downloaded: {error}") from error
     return digest.hexdigest()
 
@@ -333,7 +339,7 @@ def _from_zip(path: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def _from_tar(path: Path) -> Iterator[IO[bytes]]:
     seen, found = 0, None
-    with tarfile.open(path) as archive:
+    with _unpacked(path) as stream, tarfile.open(fileobj=cast("IO[bytes]", _Sparing(stream)), mode="r:") as archive:
         for item in archive:
             # Counted before the next header is read, for which this one's content has to be unpacked.
             seen += item.size
@@ -347,6 +353,28 @@ def _from_tar(path: Path) -> Iterator[IO[bytes]]:
         if member is None:
             raise _not_one(0)
         yield member
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if head.startswith(magic):
+            return cast("IO[bytes]", opened(path, "rb"))
+    return path.open("rb")
+
+
+class _Sparing:
+    """A tar archive that is never read in big pieces: tarfile reads a long name whole, however long it claims to be."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.seek, self.tell = stream.seek, stream.tell
+        self._read = stream.read
+
+    def read(self, size: int) -> bytes:
+        if size > HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._read(size)
 
 
 def _not_one(found: int) -> ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -69,6 +71,7 @@ class Site:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
+    trickles: bool = False
     asked: list[str] = field(default_factory=list)
 
 
@@ -99,6 +102,9 @@ def site(authority, monkeypatch) -> Iterator[Site]:
             self.send_response(404 if body is None else 200)
             self.end_headers()
             with contextlib.suppress(OSError):
+                for at in range(60 if made.trickles else 0):
+                    self.wfile.write(body[at : at + 1] if body else b"")
+                    time.sleep(0.05)
                 self.wfile.write(body or b"")
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -280,6 +286,25 @@ def test_more_than_the_bound_is_not_taken(unit, site, monkeypatch):
     site.files["/x"] = elf() + bytes(2**20)
 
     assert "gives more than 1 MiB" in unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run().message
+
+
+def test_a_download_that_trickles_is_given_up_in_time(unit, site, monkeypatch):
+    monkeypatch.setattr(upstream, "DOWNLOAD_SECONDS", 0.3)
+    site.files["/x"], site.trickles = elf() + bytes(100), True
+
+    began = time.monotonic()
+    assert "has not come within" in unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run().message
+    assert time.monotonic() - began < 2
+
+
+def test_a_name_in_an_archive_that_claims_to_be_huge_is_not_read(unit, site):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2**32
+    site.files["/x"] = gzip.compress(name.tobuf() + bytes(2**20))
+
+    status = unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run()
+    assert isinstance(status, ops.BlockedStatus)
+    assert f"a header of {2**32} bytes" in status.message
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])
