@@ -184,6 +184,17 @@ def upstream() -> Path:
     )
 
 
+def benchmark_client() -> Path:
+    """Give the folder with `client`, the load generator of the benchmarks (source: `benchmarks/client`)."""
+    source = HERE.parent / "benchmarks" / "client"
+    return cache.artefact(
+        f"benchmark-client-{_digest(*(path.read_bytes() for path in sorted(source.iterdir())))}",
+        "the benchmarks' client",
+        "10 seconds",
+        lambda folder: _go_build(folder, source, "", {"client": "."}),
+    )
+
+
 # --- the machine
 
 
