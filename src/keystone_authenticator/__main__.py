@@ -73,11 +73,16 @@ def _serve(config: Path) -> int:
     # Not needed, and dear, for the other commands.
     import uvloop
 
-    from keystone_authenticator.service import Service, StartError, inherited_socket
+    from keystone_authenticator.service import AUDIT_ID, Service, StartError, inherited_socket
+
+    class _WithAuditId(_OneLine):
+        def format(self, record: logging.LogRecord) -> str:
+            audit_id = AUDIT_ID.get()
+            return super().format(record) + (f" (audit ID {audit_id!a})" if audit_id else "")
 
     handler = logging.StreamHandler()
     # The journal has the time. One line a record: what users can choose may hold line breaks.
-    handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
+    handler.setFormatter(_WithAuditId("%(levelname)s %(message)s"))
     handler.addFilter(_Bounded(50))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # As many connections as the server allows need more than the usual 1024 descriptors. A hardened unit has that said

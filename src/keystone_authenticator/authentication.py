@@ -27,6 +27,7 @@ from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, claims_to_be_ours
 from keystone_authenticator.identity import Identity, Naming, UnusableIdentityError
 from keystone_authenticator.keystone import DEADLINE, Keystone, Memberships, Refused
+from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.outbound import CannotTell
 from keystone_authenticator.reviews import TokenReview, Verdict
 
@@ -159,6 +160,11 @@ class Breaker:
         self._next_probe = 0.0
         self.reason = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are held back."""
+        return self._open
+
     def admits(self) -> bool:
         """Whether a call may be made now."""
         if not self._open:
@@ -285,10 +291,11 @@ class BackendValidator:
 class KeystoneTokens:
     """The source for tokens of Keystone's shape, with cache, single flight and grace."""
 
-    def __init__(self, validator: Validator, ttl: float, grace: float) -> None:
+    def __init__(self, validator: Validator, ttl: float, grace: float, metrics: Metrics | None = None) -> None:
         self._validator = validator
         self._ttl = ttl
         self._grace = grace
+        self._metrics = metrics or Metrics()
         self._known: Cache[Known] = Cache(MOST_TOKENS)
         self._refused: Cache[float] = Cache(MOST_REFUSALS)
         self._flights: dict[bytes, asyncio.Task[Known | Refused | CannotTell]] = {}
@@ -330,8 +337,14 @@ class KeystoneTokens:
         return known if good else None
 
     async def _verdict(self, token: str, digest: bytes) -> Known | Refused | CannotTell:
-        flight = self._flights.get(digest)
         stale = self._in_grace(digest)
+        outcome = await self._asked(token, digest, stale)
+        if outcome is stale:
+            self._metrics.stale += 1
+        return outcome
+
+    async def _asked(self, token: str, digest: bytes, stale: Known | None) -> Known | Refused | CannotTell:
+        flight = self._flights.get(digest)
         if flight is None:
             if len(self._flights) >= MOST_CALLS:
                 return stale or CannotTell("too many calls to Keystone at once")
@@ -356,7 +369,7 @@ class KeystoneTokens:
             self._breaker.succeeded()
             self._known.drop(digest)
             self._refused.put(digest, time.monotonic() + REFUSAL_TTL)
-            logger.info("a Keystone token was refused: %s", refusal)
+            logger.info("audit: refused: %s", refusal)
             return refusal
         except CannotTell as error:
             if error.single:
@@ -380,6 +393,10 @@ class KeystoneTokens:
         oldest = now - self._ttl - self._grace
         self._known.keep(lambda known: known.checked_at > oldest and known.until > now and known.expires_at > wall)
         self._refused.keep(lambda until: until > now)
+
+    def gauges(self) -> dict[str, int]:
+        """What it holds: tokens known and refused, and whether its breaker is open."""
+        return {"known": len(self._known), "refused": len(self._refused), "breaker_open": int(self._breaker.is_open)}
 
     async def close(self) -> None:
         """Close the validator's connections."""
@@ -458,6 +475,10 @@ class ClusterTokens:
         now = time.monotonic()
         self._verdicts.keep(lambda entry: entry[0] > now)
 
+    def __len__(self) -> int:
+        """How many verdicts it holds."""
+        return len(self._verdicts)
+
     async def close(self) -> None:
         """Close the connections to the webhook."""
         if self._webhook is not None:
@@ -483,8 +504,9 @@ def _passed_on(review: TokenReview, verdict: Verdict) -> bytes:
 class Authenticator:
     """Answers TokenReviews from the first source that claims the token."""
 
-    def __init__(self, keystone: KeystoneTokens, cluster: ClusterTokens) -> None:
+    def __init__(self, keystone: KeystoneTokens, cluster: ClusterTokens, metrics: Metrics | None = None) -> None:
         self._key = secrets.token_bytes(32)
+        self._metrics = metrics or Metrics()
         self.keystone = keystone
         self.cluster = cluster
 
@@ -496,15 +518,19 @@ class Authenticator:
         digest = hashlib.blake2b(token.encode(), key=self._key, digest_size=16).digest()
         cached = self.keystone.cached(review, digest)
         if cached is not None:
+            self._metrics.keystone_hits += 1
             return cached
         if certified:
             cached = self.cluster.cached(review, digest)
             if cached is not None:
+                self._metrics.cluster_hits += 1
                 return cached
         if self.keystone.claims(review):
+            self._metrics.keystone_misses += 1
             return self.keystone.answer(review, digest)
         # Without the certificate it is somebody else's webhook that calls us: to call back would be a loop.
         if certified and len(token) <= LONGEST_TOKEN:
+            self._metrics.cluster_misses += 1
             return self.cluster.answer(review, digest)
         return reviews.refused(review.version)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from keystone_authenticator import reviews
 from keystone_authenticator.identity import EXTRA_PREFIX, PREFIX
+from keystone_authenticator.metrics import Calls
 from keystone_authenticator.outbound import CannotTell, Client, TlsMaterialError, client_context
 from keystone_authenticator.reviews import NotAReview, TokenReview, Verdict
 
@@ -236,10 +237,15 @@ def claims_to_be_ours(verdict: Verdict) -> str | None:
 class ChainedWebhook:
     """The displaced webhook, asked."""
 
-    def __init__(self, displaced: Displaced) -> None:
+    def __init__(self, displaced: Displaced, calls: Calls | None = None) -> None:
         self.displaced = displaced
         self._client = Client(
-            "the cluster's own token webhook", displaced.context, DEADLINE, limit=256, server_name=displaced.server_name
+            "the cluster's own token webhook",
+            displaced.context,
+            DEADLINE,
+            limit=256,
+            server_name=displaced.server_name,
+            calls=calls,
         )
 
     async def review(self, review: TokenReview) -> Verdict:

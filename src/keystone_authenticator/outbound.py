@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import aiohttp
 
+from keystone_authenticator.metrics import Calls
+
 RETRY_AFTER = 0.1
 MAX_ANSWER = 2 * 1024 * 1024
 
@@ -102,13 +104,15 @@ class Client:
         deadline: float,
         limit: int = 32,
         server_name: str | None = None,
+        calls: Calls | None = None,
     ) -> None:
-        """Calls end after `deadline` seconds; `name` is what messages call the service."""
+        """Calls end after `deadline` seconds and are counted in `calls`; `name` is what messages call the service."""
         self._name = name
         self._context = context
         self._server_name = server_name
         self._deadline = deadline
         self._limit = limit
+        self._calls = calls or Calls()
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -136,7 +140,20 @@ class Client:
             CannotTell: there was none in time, or it was too large.
 
         """
-        end = time.monotonic() + self._deadline
+        began, status = time.monotonic(), 0
+        end = began + self._deadline
+        self._calls.in_flight += 1
+        try:
+            answer = await self._repeated(method, url, headers, body, attempts, end)
+            status = answer.status
+            return answer
+        finally:
+            self._calls.in_flight -= 1
+            self._calls.ended(status, time.monotonic() - began)
+
+    async def _repeated(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, attempts: int, end: float
+    ) -> Answer:
         for attempt in range(1, attempts + 1):
             try:
                 return await self._once(method, url, headers, body, end - time.monotonic())

@@ -180,6 +180,23 @@ _ALLOWED = {version: _access_review(version, {"allowed": True}) for version in V
 _NO_OPINION = {version: _access_review(version, {"allowed": False}) for version in VERSIONS}
 
 
+_YES = {version: _token_review(version, {"authenticated": True}).removesuffix(b"}}") for version in VERSIONS}
+
+
+def token_result(version: str, answer: bytes) -> int:
+    """What an answer to a TokenReview says: 0 who it is, 1 no, 2 cannot tell."""
+    if answer.startswith(_YES[version]):
+        return 0
+    return 1 if answer is _REFUSED[version] else 2
+
+
+def access_result(version: str, answer: bytes) -> int:
+    """What an answer to an access review says: 0 yes, 1 no opinion, 2 cannot tell."""
+    if answer is _NO_OPINION[version]:
+        return 1
+    return 0 if answer is _ALLOWED[version] else 2
+
+
 def refused(version: str) -> bytes:
     """A final no: the API server caches it."""
     return _REFUSED[version]

@@ -57,6 +57,7 @@ class Request(NamedTuple):
     path: str
     content_type: str
     certified: bool
+    audit_id: str = ""
 
 
 class Handler(Protocol):
@@ -105,6 +106,13 @@ class Connections:
         self.draining = False
         self.buffered = 0
         self.open: set[Connection] = set()
+        # How many replies other than a 200 there were, by status.
+        self.errors: dict[int, int] = {}
+
+    def count(self, reply: Reply) -> None:
+        """Count a reply if it is an error."""
+        if reply.status >= 400:
+            self.errors[reply.status] = self.errors.get(reply.status, 0) + 1
 
     def sweep(self) -> None:
         """End the connections whose time is up."""
@@ -148,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._completed = False
         self._url = b""
         self._content_type = ""
+        self._audit_id = ""
         self._expects = False
         self._request = Request("", "", "", False)
         self._body: list[bytes] = []
@@ -229,6 +238,7 @@ class Connection(asyncio.Protocol):
         self._header_count = 0
         self._url = b""
         self._content_type = ""
+        self._audit_id = ""
         self._expects = False
         self._head_length = 0
 
@@ -252,6 +262,8 @@ class Connection(asyncio.Protocol):
         elif lowered == b"content-length":
             if value.isdigit() and int(value[:20]) > self._limits.body:
                 self._fail(text(413, f"the body is longer than {self._limits.body} bytes"))
+        elif lowered == b"audit-id":
+            self._audit_id = value[:64].decode("latin-1")
         elif lowered == b"expect":
             self._expects = value.lower() == b"100-continue"
 
@@ -264,7 +276,7 @@ class Connection(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         path = self._url.partition(b"?")[0].decode("latin-1")
         self._keep_alive = self._parser.should_keep_alive()
-        self._request = Request(method, path, self._content_type, self._certified)
+        self._request = Request(method, path, self._content_type, self._certified, self._audit_id)
         refusal = self._handler.refuse(self._request)
         if self._parser.should_upgrade():
             self._fail(text(400, "no other protocol is spoken here"))
@@ -348,6 +360,8 @@ class Connection(asyncio.Protocol):
             return
         close = not keep_alive or self._all.draining
         self.since = time.monotonic()
+        if not isinstance(reply, bytes):
+            self._all.count(reply)
         self._transport.write(_render(reply, close, request.method == "HEAD"))
         if close:
             self._end()
@@ -357,6 +371,7 @@ class Connection(asyncio.Protocol):
         if self._lingering:
             return
         if self._task is None and not self._waiting:
+            self._all.count(reply)
             self._transport.write(_render(reply, close=True, without_body=self._request.method == "HEAD"))
         self._end()
 

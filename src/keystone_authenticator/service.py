@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from keystone_authenticator import __version__, chain, reviews, settings, watchdog
+from keystone_authenticator import __version__, chain, metrics, reviews, settings, watchdog
 from keystone_authenticator.access import Authorizer
 from keystone_authenticator.authentication import (
     Authenticator,
@@ -37,14 +38,17 @@ from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, ChainError
 from keystone_authenticator.identity import Naming
 from keystone_authenticator.keystone import DEADLINE, Keystone
+from keystone_authenticator.metrics import ACCESS_RESULTS, CONTENT_TYPE, TOKEN_RESULTS, Metrics
 from keystone_authenticator.outbound import Client, TlsMaterialError, client_context, load_certificate
 from keystone_authenticator.policy import Policy, PolicyError, check
-from keystone_authenticator.reviews import AccessReview, NotAReview
+from keystone_authenticator.reviews import AccessReview, NotAReview, TokenReview
 from keystone_authenticator.server import Limits, Listener, Reply, Request, text
 from keystone_authenticator.settings import Address, Remote, SettingsError
 
 logger = logging.getLogger("keystone_authenticator.service")
 
+# The API server's audit ID of the request that is worked on, where it was sent.
+AUDIT_ID: ContextVar[str] = ContextVar("audit_id", default="")
 LOOK_EVERY = 0.5
 SWEEP_EVERY = 30.0
 # Calls that are under way when their client is replaced end within this.
@@ -148,25 +152,59 @@ class WebhookHandler:
 
     def answer(self, request: Request, body: bytes) -> bytes | Reply | Coroutine[Any, Any, bytes]:
         """Answer a review."""
+        service = self._service
+        began = time.perf_counter()
         try:
             review = reviews.parse(body)
         except NotAReview as error:
+            service.metrics.not_reviews += 1
             return text(400, str(error))
         if isinstance(review, AccessReview):
-            return self._service.authorizer.answer(review)
-        return self._service.authenticator.answer(review, request.certified)
+            answer = service.authorizer.answer(review)
+        else:
+            answer = service.authenticator.answer(review, request.certified)
+        if not isinstance(answer, bytes):
+            return self._later(answer, review, began, request.audit_id)
+        if request.path != self.own_path:
+            self._count(review, answer, began)
+        return answer
+
+    async def _later(
+        self, coming: Coroutine[Any, Any, bytes], review: TokenReview | AccessReview, began: float, audit_id: str
+    ) -> bytes:
+        # This runs in a task of its own, and what it starts inherits the ID for its lines in the log.
+        AUDIT_ID.set(audit_id)
+        answer = await coming
+        self._count(review, answer, began)
+        return answer
+
+    def _count(self, review: TokenReview | AccessReview, answer: bytes, began: float) -> None:
+        counted, seconds, version = self._service.metrics, time.perf_counter() - began, review.version
+        if isinstance(review, AccessReview):
+            result = reviews.access_result(version, answer)
+            counted.access[version][result] += 1
+            counted.access_seconds.observe(seconds)
+        else:
+            result = reviews.token_result(version, answer)
+            counted.tokens[version][result] += 1
+            counted.token_seconds.observe(seconds)
+        # The access log: there is one at this level only.
+        if logger.isEnabledFor(logging.DEBUG):
+            kind = "SubjectAccessReview" if isinstance(review, AccessReview) else "TokenReview"
+            results = ACCESS_RESULTS if isinstance(review, AccessReview) else TOKEN_RESULTS
+            logger.debug("%s %s: %s in %.2f ms", kind, version, results[result], seconds * 1000)
 
 
 class PrivateHandler:
-    """`/healthz`, `/readyz`, `/status`, for the charm and for monitoring; never a token or a user name."""
+    """`/healthz`, `/readyz`, `/status`, `/metrics`, for the charm and for monitoring; never a token or a user name."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def refuse(self, request: Request) -> Reply | None:
         """All that can be said from the head."""
-        if request.path not in ("/healthz", "/readyz", "/status"):
-            return text(404, "there are only /healthz, /readyz and /status here")
+        if request.path not in ("/healthz", "/readyz", "/status", "/metrics"):
+            return text(404, "there are only /healthz, /readyz, /status and /metrics here")
         if request.method not in ("GET", "HEAD"):
             return text(405, "only GET", b"Allow: GET, HEAD\r\n")
         return None
@@ -177,6 +215,8 @@ class PrivateHandler:
             return text(200, "ok")
         if request.path == "/status":
             return orjson.dumps(self._service.status())
+        if request.path == "/metrics":
+            return Reply(200, self._service.metrics_text(), CONTENT_TYPE)
         reasons = self._service.not_ready()
         return text(503, "\n".join(reasons)) if reasons else text(200, "ok")
 
@@ -235,7 +275,8 @@ class Service:
         self._tls_context: ssl.SSLContext | None = None
         self._tls_listening: ssl.SSLContext | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None))
+        self.metrics = Metrics()
+        self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None), self.metrics)
         self.authorizer = Authorizer(self._naming)
         self._handler = WebhookHandler(self)
 
@@ -369,6 +410,7 @@ class Service:
             )
         except (PolicyError, OSError) as error:
             self._policy_part.failed("the policy stays as it was", error)
+            self.metrics.policy_failures += 1
             if self._policy is not None:
                 # The last good items, but the names as the settings now want them.
                 self._policy = Policy(self._policy.items, naming)
@@ -392,14 +434,16 @@ class Service:
                 self._replace_keystone(_no_keystone(str(error)))
             return
         if backend is None:
-            self._keystone = Keystone(remote.url, Client("Keystone", context, DEADLINE))
+            self._keystone = Keystone(
+                remote.url, Client("Keystone", context, DEADLINE, calls=self.metrics.calls["keystone"])
+            )
             validator: Any = KeystoneValidator(self._keystone, self._naming, now.token_cache_ttl, now.outage_grace)
         else:
             self._keystone = None
-            validator = BackendValidator(
-                Backend(remote.url, Client("the authentication backend", context, BACKEND_DEADLINE))
-            )
-        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, now.outage_grace))
+            calls = self.metrics.calls["authentication_backend"]
+            client = Client("the authentication backend", context, BACKEND_DEADLINE, calls=calls)
+            validator = BackendValidator(Backend(remote.url, client))
+        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, now.outage_grace, self.metrics))
         self._keystone_part.succeeded(None)
 
     def _replace_keystone(self, tokens: KeystoneTokens) -> None:
@@ -437,7 +481,9 @@ class Service:
         if displaced is None:
             self._replace_chain(ClusterTokens(None), "none", digest)
         else:
-            self._replace_chain(ClusterTokens(ChainedWebhook(displaced)), "ready", digest)
+            self._replace_chain(
+                ClusterTokens(ChainedWebhook(displaced, self.metrics.calls["cluster_webhook"])), "ready", digest
+            )
 
     def _is_ourselves(self, url: str) -> bool:
         """Whether a URL leads back here; to chain there would be a request that never ends."""
@@ -457,7 +503,8 @@ class Service:
             try:
                 backend = None
                 if remote is not None:
-                    client = Client("the authorization backend", remote_context(remote), BACKEND_DEADLINE, limit=64)
+                    calls, context = self.metrics.calls["authorization_backend"], remote_context(remote)
+                    client = Client("the authorization backend", context, BACKEND_DEADLINE, limit=64, calls=calls)
                     backend = Backend(remote.url, client)
             except (TlsMaterialError, OSError) as error:
                 self._access_part.failed("calls to the authorization backend stay as they were", error)
@@ -524,6 +571,48 @@ class Service:
         if self.settings.authorization_backend is not None and self._backend is None:
             reasons.append(f"authorization_backend: {self._access_part.error}")
         return reasons
+
+    def metrics_text(self) -> bytes:
+        """All that is counted, for Prometheus."""
+        page, policy, now = metrics.Text(), self._policy_part, time.time()
+        page.counted(self.metrics)
+        tokens, cluster = self.authenticator.keystone.gauges(), len(self.authenticator.cluster)
+        page.family(
+            "token_cache_entries",
+            "gauge",
+            "Verdicts at hand, kept past their time for the outage grace included.",
+            [
+                ({"tokens": "keystone", "verdict": "known"}, tokens["known"]),
+                ({"tokens": "keystone", "verdict": "refused"}, tokens["refused"]),
+                ({"tokens": "cluster", "verdict": "any"}, cluster),
+            ],
+        )
+        page.value(
+            "breaker_open", "gauge", "Whether calls about Keystone's tokens are held back.", tokens["breaker_open"]
+        )
+        page.family("build_info", "gauge", "The version that runs.", [({"version": __version__}, 1)])
+        loaded = policy.hash is not None and policy.loaded is not None
+        hashes: list[tuple[metrics.Labels, float]] = [({"sha256": str(policy.hash)}, 1)] if loaded else []
+        page.family("policy_info", "gauge", "The SHA-256 of the policy file in force.", hashes)
+        page.value("policy_items", "gauge", "Items of the policy.", len(self._policy.items) if self._policy else 0)
+        ages: list[tuple[metrics.Labels, float]] = [({}, now - (policy.loaded or 0))] if loaded else []
+        page.family("policy_age_seconds", "gauge", "Time since the policy was put in force.", ages)
+        for name, part in (
+            ("policy", self._policy_part),
+            ("settings", self._settings_part),
+            ("chained", self._chain_part),
+            ("tls", self._tls_part),
+        ):
+            about = f"Whether the last look at this file failed ({name})."
+            page.value(f"{name}_failed", "gauge", about, int(part.error is not None))
+        if self._webhook is not None:
+            connections = self._webhook.connections
+            page.value("connections", "gauge", "Open connections to the endpoint.", len(connections.open))
+            errors = [({"status": str(status)}, count) for status, count in sorted(connections.errors.items())]
+            page.family("http_errors_total", "counter", "Requests to the endpoint answered with an error.", errors)
+        page.value("ready", "gauge", "Whether /readyz says so.", int(not self.not_ready()))
+        page.process(self._started)
+        return page.render()
 
     def status(self) -> dict[str, Any]:
         """All that the private listener tells."""

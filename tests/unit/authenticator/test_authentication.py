@@ -676,7 +676,7 @@ def test_without_the_client_certificate_nothing_is_chained(webhook: StandIn, aut
 def backed(webhook: StandIn, authority: Authority, story: Callable[[Asker], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         client = Client("the authentication backend", authority.client_context(), 2)
-        tokens = KeystoneTokens(BackendValidator(Backend(f"{webhook.url}/webhook", client)), 0.2, 300)
+        tokens = KeystoneTokens(BackendValidator(Backend(f"{webhook.url}/webhook", client)), 60, 300)
         authenticator = Authenticator(tokens, ClusterTokens(None))
         try:
             await story(lambda token, **more: status_of(authenticator, token, **more))
