@@ -67,8 +67,7 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
         status = authenticator.wait_until_in_force(places)
         if config.k8s_keystone_auth_url:
             # It reads its policy at its start alone.
-            tls = webhook.ensure_tls(places, config.listen, authenticator.group())
-            upstream.start(places, config, tls, upstream.ensure(places, config), with_policy=True)
+            upstream.start(places, config, webhook.tls(places), upstream.ensure(places, config), with_policy=True)
     except (WorkloadError, ConfigError):
         files.write(places.policy, before, 0o640, authenticator.group())
         raise
@@ -102,7 +101,9 @@ def show_webhook_config(places: Places, place: apiserver.Place, config: CharmCon
     """Show kubeconfig and flags; for an API server that is set by hand, the commands as well."""
     if not places.settings.exists():
         raise Blocked("nothing is installed on this unit yet; its status says why")
-    tls = webhook.ensure_tls(places, config.listen, authenticator.group())
+    tls = webhook.tls(places)
+    if not webhook.has_authority(places) or not tls.client.certificate.exists() or not tls.client.key.exists():
+        raise Blocked("the certificates are missing or over; the next hook makes them anew, its status says more")
     by_hand = config.api_server == "manual"
     layout = None if by_hand else apiserver.detect(config.api_server, place)
     # By hand it passes through Juju's configuration, where no private key belongs.

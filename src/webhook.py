@@ -86,6 +86,11 @@ def ensure_tls(places: Places, listen: Listen, group: int, now: datetime.datetim
         if have is None or _expires(have, now) or not _signed_by(have, authority) or not _covers(have, hosts):
             have = _issue(subject, authority, hosts, now)
         _save(_pair(places, name), have, key_mode=mode, group=group)
+    return tls(places)
+
+
+def tls(places: Places) -> Tls:
+    """Say where the material lies; make nothing. A new CA is for the reconcile alone: the API server has to know it."""
     return Tls(
         _pair(places, "ca").certificate, _pair(places, "server"), _pair(places, "upstream"), _pair(places, "client")
     )

@@ -112,6 +112,16 @@ def test_show_webhook_config_hides_the_private_key(unit, machine, wiring):
     assert "commands" not in results
 
 
+def test_show_webhook_config_makes_no_authority_that_the_api_server_does_not_know(unit, machine):
+    unit.run()
+    (machine.places.tls / "ca.key").unlink()
+    before = machine.snapshot()
+
+    with pytest.raises(ops.testing.ActionFailed, match="the certificates are missing"):
+        unit.action("show-webhook-config")
+    assert machine.snapshot() == before
+
+
 def test_show_webhook_config_prints_the_control_planes_own_commands_for_manual(unit, machine):
     unit.configure(policy=POLICY, api_server="manual").run()
     results = unit.action("show-webhook-config")
