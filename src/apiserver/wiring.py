@@ -256,6 +256,10 @@ class _Wiring:
             raise ApplyFailed(refused.reason, refused.log)
 
         problem = self._problem()
+        if problem and _running_with_ours(layout):
+            # Perhaps through us: what it was given may lead nowhere any more. Taking ours out is always allowed.
+            self._take_out()
+            found, problem = None, self._problem()
         if problem:
             raise NotReady(f"the API server is not in order, so Keystone's flags are not added: {problem}")
         probe()

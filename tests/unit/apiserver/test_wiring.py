@@ -16,6 +16,7 @@ import pytest
 
 import apiserver
 from apiserver import Conflict, Kind, files, layouts, script, systemd, wanted, wiring
+from apiserver.verify import Unverified, verify
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
 
 
@@ -100,6 +101,25 @@ def test_nothing_is_added_where_the_cluster_token_is_refused_already(machine: Ma
     assert not machine.wired
 
 
+def test_flags_of_ours_that_lead_nowhere_any_more_do_not_keep_the_way_out_shut(machine: Machine) -> None:
+    apply(machine)
+    machine.behave(lockout="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    machine.wait_for("the lock-out", lambda: "401" in lockout(machine))
+    apply_fails(machine, content="another certificate")
+    assert not machine.wired
+    assert lockout(machine) == ""
+
+
+def lockout(machine: Machine) -> str:
+    """How the server answers the cluster's token; empty if well."""
+    try:
+        verify(machine.layout, 1, 0, 0.05)
+    except Unverified as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [("crash", "did not keep running"), ("deaf", "/readyz says 500"), ("lockout", "401 to the cluster token")],
@@ -170,7 +190,7 @@ def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(
     machine.args = "".join(rewritten)
     assert not apply(machine), "rewritten but not restarted: the running server still has the flags"
     machine.systemd.systemctl(["restart", machine.layout.service])
-    assert machine.in_force
+    machine.wait_for("our flags", lambda: machine.in_force)
     restarts = machine.systemd.restarts
     assert not apply(machine)
     assert machine.systemd.restarts == restarts
