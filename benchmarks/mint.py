@@ -1,7 +1,7 @@
 """Mints tokens in bulk with Keystone's own formatter and keys. Runs in Keystone's virtual environment.
 
-Standard input: `{"configuration": folder, "holders": [[user ID, project ID], …], "count": n}`; out comes a token a line,
-the holders taking turns.
+Standard input: `{"configuration": folder, "holders": [[user ID, project ID], …], "count": n}`. It prints a token a
+line, the holders taking turns.
 """
 
 import base64
