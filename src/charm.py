@@ -100,9 +100,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         except (Waiting, apiserver.NotFound, apiserver.NotReady) as error:
             logger.info("waiting: %s", error)
             return ops.WaitingStatus(str(error))
-        except (OperatorError, WorkloadError, apiserver.WiringError) as error:
-            for line in error.log if isinstance(error, apiserver.ApplyFailed) else ():
+        except apiserver.ApplyFailed as error:
+            for line in error.log:
                 logger.error("API server: %s", line)
+            logger.error("blocked: %s", error)
+            return ops.BlockedStatus(f"{error}. To try again: set api-server=manual, then api-server=auto")
+        except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             logger.error("blocked: %s", error)
             return ops.BlockedStatus(str(error))
 

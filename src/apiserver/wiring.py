@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE = Patience()
 _RAN_OUT = (
     f"the API server ended {wanted.STARTS} times soon after a start with Keystone's flags and has been running without "
-    "them since; look into its log, then change an option of this charm, or remove and add the relation, to try again"
+    "them since; see `journalctl` of its service"
 )
 _BYPASSED = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
 

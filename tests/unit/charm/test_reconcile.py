@@ -202,7 +202,10 @@ def test_warnings_of_a_policy_are_logged(unit):
         (("detect", apiserver.Ambiguous("charmed, microk8s")), ops.BlockedStatus("charmed, microk8s")),
         (("check", apiserver.Conflict("another webhook")), ops.BlockedStatus("another webhook")),
         (("apply", apiserver.NotReady("not ready yet")), ops.WaitingStatus("not ready yet")),
-        (("apply", apiserver.ApplyFailed("it crashed", ("a line",))), ops.BlockedStatus("it crashed")),
+        (
+            ("apply", apiserver.ApplyFailed("it crashed", ("a line",))),
+            ops.BlockedStatus("it crashed. To try again: set api-server=manual, then api-server=auto"),
+        ),
         (("chain", apiserver.WiringError("cannot read")), ops.BlockedStatus("cannot read")),
     ],
 )
