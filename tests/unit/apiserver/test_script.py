@@ -328,6 +328,32 @@ def test_a_file_that_is_not_the_one_meant_keeps_our_flags_out_and_takes_no_start
     assert "is not what it should be" in done.stderr
 
 
+@every_shell
+@pytest.mark.parametrize(
+    "flags",
+    [
+        '--authorization-mode="Node,RBAC,Webhook"\n--authorization-webhook-config-file="/root/cdk/other.yaml"\n',
+        "--authorization_webhook_config_file /root/cdk/other.yaml\n",
+        '--authorization-config="/root/cdk/authorization.yaml"\n',
+    ],
+)
+def test_our_flags_stay_out_beside_someone_elses_authorization_and_come_back_after_it(
+    tree: Tree, flags: str, shell: str
+) -> None:
+    before = tree.args
+    tree.want(authorization=True)
+    tree.script("start", shell)
+    tree.args = before + flags
+    done = tree.script("start", shell)
+    assert "is set by others" in done.stderr
+    assert "starting without Keystone" in done.stderr
+    assert tree.args == before + flags
+    assert tree.wanted.starts == 2
+    tree.args = before
+    tree.script("start", shell)
+    assert tree.wired
+
+
 def test_half_a_wanted_file_is_none(tree: Tree) -> None:
     tree.want(authorization=True)
     text = tree.place.wanted.read_text()
