@@ -16,8 +16,10 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
@@ -34,9 +36,20 @@ from keystone_authenticator.reviews import TokenReview, Verdict
 logger = logging.getLogger("keystone_authenticator.authentication")
 
 LONGEST_TOKEN = 16 * 1024
-MOST_TOKENS = 50_000
-MOST_REFUSALS = 10_000
-MOST_CALLS = 256
+# A million tokens of ten thousand users fit; the unit's MemoryMax is well above.
+MOST_TOKENS = 1_000_000
+MOST_BYTES = 320 * 1024 * 1024
+MOST_USERS = 50_000
+MOST_USER_BYTES = 64 * 1024 * 1024
+MOST_REFUSALS = 50_000
+# Calls to Keystone at once, the part of them that is kept for tokens known before, and how many of each sort may wait.
+MOST_CALLS = 32
+KEPT_CALLS = 8
+MOST_WAITING = 256
+# With the deadline of the call that follows, an answer comes within 5 s.
+SLOT_PATIENCE = 0.8
+# A token is remembered as known before for this long at least, whatever the grace.
+REMEMBERED = 300.0
 # A refusal of Keystone's is believed this long: garbage costs one call, and who was locked out by mistake is back soon.
 REFUSAL_TTL = 10.0
 # Who was known waits no longer for a slow Keystone than this, if the grace covers it.
@@ -47,6 +60,9 @@ _FAILURES_TO_OPEN = 3
 
 _CLOCK_SKEW = 300
 _OLDEST_TOKEN = 5 * 366 * 86400
+
+# One object: a million of them take 24 MB.
+_FOREVER = float("inf")
 
 Value = TypeVar("Value")
 
@@ -106,34 +122,76 @@ def _is_jws(token: str) -> bool:
 
 
 class Cache(Generic[Value]):
-    """A dictionary that forgets its oldest entry when it is full."""
+    """A dictionary bounded in entries and bytes: its oldest entries go first.
 
-    def __init__(self, most: int) -> None:
+    `weigh` says how many bytes a value takes, always the same for the same value; `weight` is what all take together.
+    """
+
+    def __init__(
+        self, most: int, most_bytes: float = float("inf"), weigh: Callable[[Value], int] = lambda _: _ENTRY
+    ) -> None:
         self._most = most
+        self._most_bytes = most_bytes
+        self._weigh = weigh
+        # A dictionary finds its first key by walking over what was deleted there: so that is done for many at once.
+        self._batch = max(1, most // 64)
         self._entries: dict[Any, Value] = {}
         self.get = self._entries.get
+        self.weight = 0
 
     def put(self, key: object, value: Value) -> None:
         """Add or renew an entry."""
-        self._entries.pop(key, None)
-        while len(self._entries) >= self._most:
-            del self._entries[next(iter(self._entries))]
+        self.drop(key)
         self._entries[key] = value
+        self.weight += self._weight_of(value, 1)
+        if len(self._entries) > self._most:
+            self._forget(self._batch)
+        while self.weight > self._most_bytes and self._entries:
+            self._forget(max(1, len(self._entries) // 64))
 
     def drop(self, key: object) -> None:
         """Remove an entry if it is there."""
-        self._entries.pop(key, None)
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self.weight -= self._weight_of(value, -1)
 
-    def keep(self, wanted: Any) -> None:
-        """Remove the entries whose value is not `wanted`."""
-        for key in [key for key, value in self._entries.items() if not wanted(value)]:
-            del self._entries[key]
+    def _forget(self, number: int) -> None:
+        for key in list(islice(self._entries, number)):
+            self.drop(key)
+
+    def _weight_of(self, value: Value, holders: int) -> int:  # noqa: ARG002  for caches that share values
+        return self._weigh(value)
+
+    def sweep(self, useless: Callable[[Value], bool]) -> None:
+        """Remove entries that are of no use any more, from the oldest on, up to the first that is."""
+        keys = []
+        for key, value in self._entries.items():
+            if not useless(value):
+                break
+            keys.append(key)
+        for key in keys:
+            self.drop(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
 
 
-@dataclass(frozen=True)
+# What an entry takes with its key, its value's own object and its place in the dictionary, measured: 250 to 300 bytes.
+_ENTRY = 300
+
+
+def _identity_bytes(identity: Identity) -> int:
+    """About what an identity takes, with the answers in both versions that are kept with it."""
+    texts = [identity.username, identity.uid, *identity.groups]
+    for key, values in identity.extra:
+        texts += [key, *values]
+    return 1500 + sum(3 * len(text) + 90 for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """A verdict in the user's favour. `checked_at` and `until` are of the monotonic clock, `expires_at` of the epoch's.
 
@@ -146,6 +204,70 @@ class Known:
     until: float
     expires_at: float
     lasts: bool = True
+
+
+class KnownTokens(Cache[Known]):
+    """Tokens and whose they are. Many tokens share an identity, which weighs once."""
+
+    def __init__(self) -> None:
+        super().__init__(MOST_TOKENS, MOST_BYTES)
+        self._holders: dict[int, int] = {}
+
+    def _weight_of(self, value: Known, holders: int) -> int:
+        key = id(value.identity)
+        before = self._holders.pop(key, 0)
+        if before + holders:
+            self._holders[key] = before + holders
+        alone = before == 0 or before + holders == 0
+        return _ENTRY + (_identity_bytes(value.identity) if alone else 0)
+
+
+class Overloaded(CannotTell):
+    """There is no free slot for this call: whoever asks should ask again in a moment."""
+
+
+class Slots:
+    """So many calls to Keystone at once, some of them only for tokens that were known before.
+
+    A review names no client that could be limited: whoever floods with guesses takes turns with everybody whose token
+    is new, but never with those who were there before.
+    """
+
+    def __init__(self, most: int, kept: int, waiting: int) -> None:
+        self._most = {True: most, False: most - kept}
+        self._waiting: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
+        self._most_waiting = waiting
+        self._used = 0
+
+    def admits(self, known: bool) -> bool:
+        """Whether a call may be made, if need be after some waiting."""
+        return len(self._waiting[known]) < self._most_waiting
+
+    async def take(self, known: bool) -> None:
+        """Wait for a slot.
+
+        Raises:
+            Overloaded: none became free in time.
+
+        """
+        if self._used < self._most[known] and not self._waiting[known]:
+            self._used += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[known].append(turn)
+        done, _ = await asyncio.wait((turn,), timeout=SLOT_PATIENCE)
+        if not done:
+            turn.cancel()
+            self._waiting[known].remove(turn)
+            raise Overloaded("too many calls to Keystone at once")
+
+    def give_back(self) -> None:
+        """Free a slot, and hand it to whoever waits."""
+        self._used -= 1
+        for known in (True, False):
+            while self._waiting[known] and self._used < self._most[known]:
+                self._waiting[known].popleft().set_result(None)
+                self._used += 1
 
 
 class Breaker:
@@ -216,9 +338,11 @@ class KeystoneValidator:
         self._naming = naming
         self._ttl = ttl
         self._grace = grace
-        self._memberships: Cache[tuple[float, Memberships]] = Cache(MOST_TOKENS)
+        self._memberships: Cache[tuple[float, Memberships]] = Cache(
+            MOST_USERS, MOST_USER_BYTES, lambda found: _ENTRY + 300 * len(found[1].groups)
+        )
         # One object for all tokens of a user and project: its serialised answers are what takes the room.
-        self._identities: Cache[Identity] = Cache(MOST_TOKENS)
+        self._identities: Cache[Identity] = Cache(MOST_USERS, MOST_USER_BYTES, _identity_bytes)
 
     async def known(self, token: str) -> Known:
         """Validate the token and look its holder's groups up; together within the deadline."""
@@ -240,7 +364,7 @@ class KeystoneValidator:
             identity = self._naming.identity(account, memberships.groups)
         except UnusableIdentityError as error:
             raise Refused(str(error)) from None
-        until = float("inf")
+        until = _FOREVER
         if memberships.until is not None:
             until = time.monotonic() + memberships.until - time.time()
         key = (account.user_id, account.project_id, account.application_credential_id)
@@ -281,7 +405,7 @@ class BackendValidator:
         """Ask the backend."""
         asked_at = time.monotonic()
         identity = await self._backend.identity(token)
-        return Known(identity, asked_at, float("inf"), float("inf"), lasts=False)
+        return Known(identity, asked_at, _FOREVER, _FOREVER, lasts=False)
 
     async def close(self) -> None:
         """Close the connections to the backend."""
@@ -296,10 +420,11 @@ class KeystoneTokens:
         self._ttl = ttl
         self._grace = grace
         self._metrics = metrics or Metrics()
-        self._known: Cache[Known] = Cache(MOST_TOKENS)
+        self._known = KnownTokens()
         self._refused: Cache[float] = Cache(MOST_REFUSALS)
         self._flights: dict[bytes, asyncio.Task[Known | Refused | CannotTell]] = {}
         self._breaker = Breaker()
+        self._slots = Slots(MOST_CALLS, KEPT_CALLS, MOST_WAITING)
 
     def cached(self, review: TokenReview, digest: bytes) -> bytes | None:
         """The answer, if it is known and fresh."""
@@ -319,12 +444,20 @@ class KeystoneTokens:
         return has_keystone_shape(review.token)
 
     async def answer(self, review: TokenReview, digest: bytes) -> bytes:
-        """Ask, or fall back on what was known within the grace."""
+        """Ask, or fall back on what was known within the grace.
+
+        Raises:
+            Overloaded: there is no slot for the call.
+
+        """
         outcome = await self._verdict(review.token, digest)
         if isinstance(outcome, Known):
             return reviews.authenticated(review.version, outcome.identity)
         if isinstance(outcome, Refused):
             return reviews.refused(review.version)
+        if isinstance(outcome, Overloaded):
+            self._metrics.shed += 1
+            raise outcome
         return reviews.cannot_tell(review.version, str(outcome))
 
     def _in_grace(self, digest: bytes) -> Known | None:
@@ -346,8 +479,8 @@ class KeystoneTokens:
     async def _asked(self, token: str, digest: bytes, stale: Known | None) -> Known | Refused | CannotTell:
         flight = self._flights.get(digest)
         if flight is None:
-            if len(self._flights) >= MOST_CALLS:
-                return stale or CannotTell("too many calls to Keystone at once")
+            if not self._slots.admits(digest in self._known):
+                return stale or Overloaded("too many calls to Keystone at once")
             if not self._breaker.admits():
                 return stale or CannotTell(self._breaker.reason)
             flight = asyncio.get_running_loop().create_task(self._ask(token, digest))
@@ -363,6 +496,10 @@ class KeystoneTokens:
         return stale if isinstance(outcome, CannotTell) else outcome
 
     async def _ask(self, token: str, digest: bytes) -> Known | Refused | CannotTell:
+        try:
+            await self._slots.take(digest in self._known)
+        except Overloaded as error:
+            return error
         try:
             known = await self._validator.known(token)
         except Refused as refusal:
@@ -382,6 +519,8 @@ class KeystoneTokens:
         except Exception as error:
             logger.exception("a fault of ours while a Keystone token was checked")
             return CannotTell(f"an internal fault ({type(error).__name__})")
+        finally:
+            self._slots.give_back()
         self._breaker.succeeded()
         self._refused.drop(digest)
         self._known.put(digest, known)
@@ -389,14 +528,19 @@ class KeystoneTokens:
 
     def sweep(self) -> None:
         """Forget what is of no use any more."""
-        now, wall = time.monotonic(), time.time()
-        oldest = now - self._ttl - self._grace
-        self._known.keep(lambda known: known.checked_at > oldest and known.until > now and known.expires_at > wall)
-        self._refused.keep(lambda until: until > now)
+        now = time.monotonic()
+        oldest = now - self._ttl - max(self._grace, REMEMBERED)
+        self._known.sweep(lambda known: known.checked_at < oldest)
+        self._refused.sweep(lambda until: until < now)
 
     def gauges(self) -> dict[str, int]:
         """What it holds: tokens known and refused, and whether its breaker is open."""
-        return {"known": len(self._known), "refused": len(self._refused), "breaker_open": int(self._breaker.is_open)}
+        return {
+            "known": len(self._known),
+            "refused": len(self._refused),
+            "bytes": self._known.weight + self._refused.weight,
+            "breaker_open": int(self._breaker.is_open),
+        }
 
     async def close(self) -> None:
         """Close the validator's connections."""
@@ -414,7 +558,11 @@ class ClusterTokens:
         """Without `webhook` everything is refused; with a `problem` nothing can be told."""
         self._webhook = webhook
         self._problem = problem
-        self._verdicts: Cache[tuple[float, Verdict]] = Cache(MOST_TOKENS)
+        self._verdicts: Cache[tuple[float, Verdict]] = Cache(
+            MOST_USERS,
+            MOST_USER_BYTES,
+            lambda entry: _ENTRY + (_identity_bytes(entry[1].identity) if entry[1].identity else 0),
+        )
         self._flights: dict[bytes, asyncio.Task[Verdict | CannotTell]] = {}
 
     @staticmethod
@@ -473,11 +621,11 @@ class ClusterTokens:
     def sweep(self) -> None:
         """Forget what is of no use any more."""
         now = time.monotonic()
-        self._verdicts.keep(lambda entry: entry[0] > now)
+        self._verdicts.sweep(lambda entry: entry[0] < now)
 
-    def __len__(self) -> int:
-        """How many verdicts it holds."""
-        return len(self._verdicts)
+    def gauges(self) -> dict[str, int]:
+        """What it holds."""
+        return {"verdicts": len(self._verdicts), "bytes": self._verdicts.weight}
 
     async def close(self) -> None:
         """Close the connections to the webhook."""

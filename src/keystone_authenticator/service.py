@@ -32,6 +32,7 @@ from keystone_authenticator.authentication import (
     ClusterTokens,
     KeystoneTokens,
     KeystoneValidator,
+    Overloaded,
 )
 from keystone_authenticator.backend import DEADLINE as BACKEND_DEADLINE
 from keystone_authenticator.backend import Backend
@@ -150,7 +151,7 @@ class WebhookHandler:
             return text(415, "only application/json")
         return None
 
-    def answer(self, request: Request, body: bytes) -> bytes | Reply | Coroutine[Any, Any, bytes]:
+    def answer(self, request: Request, body: bytes) -> bytes | Reply | Coroutine[Any, Any, bytes | Reply]:
         """Answer a review."""
         service = self._service
         began = time.perf_counter()
@@ -171,10 +172,14 @@ class WebhookHandler:
 
     async def _later(
         self, coming: Coroutine[Any, Any, bytes], review: TokenReview | AccessReview, began: float, audit_id: str
-    ) -> bytes:
+    ) -> bytes | Reply:
         # This runs in a task of its own, and what it starts inherits the ID for its lines in the log.
         AUDIT_ID.set(audit_id)
-        answer = await coming
+        try:
+            answer = await coming
+        except Overloaded as error:
+            # The API server repeats on 429 with Retry-After, and does not on a bare 503.
+            return text(429, str(error), b"Retry-After: 1\r\n")
         self._count(review, answer, began)
         return answer
 
@@ -576,7 +581,7 @@ class Service:
         """All that is counted, for Prometheus."""
         page, policy, now = metrics.Text(), self._policy_part, time.time()
         page.counted(self.metrics)
-        tokens, cluster = self.authenticator.keystone.gauges(), len(self.authenticator.cluster)
+        tokens, cluster = self.authenticator.keystone.gauges(), self.authenticator.cluster.gauges()
         page.family(
             "token_cache_entries",
             "gauge",
@@ -584,9 +589,11 @@ class Service:
             [
                 ({"tokens": "keystone", "verdict": "known"}, tokens["known"]),
                 ({"tokens": "keystone", "verdict": "refused"}, tokens["refused"]),
-                ({"tokens": "cluster", "verdict": "any"}, cluster),
+                ({"tokens": "cluster", "verdict": "any"}, cluster["verdicts"]),
             ],
         )
+        sizes = [({"tokens": "keystone"}, tokens["bytes"]), ({"tokens": "cluster"}, cluster["bytes"])]
+        page.family("token_cache_bytes", "gauge", "About what they take.", sizes)
         page.value(
             "breaker_open", "gauge", "Whether calls about Keystone's tokens are held back.", tokens["breaker_open"]
         )

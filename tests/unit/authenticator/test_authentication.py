@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -19,7 +20,7 @@ from keystone_authenticator.authentication import (
 )
 from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, parse
-from keystone_authenticator.identity import Naming
+from keystone_authenticator.identity import Identity, Naming
 from keystone_authenticator.keystone import Keystone
 from keystone_authenticator.outbound import Client
 from keystone_authenticator.reviews import TokenReview
@@ -495,11 +496,12 @@ def test_tokens_that_are_not_keystones_never_reach_it(keystone: KeystoneStandIn)
     assert keystone.requests == []
 
 
+@pytest.mark.parametrize("limit", [("MOST_TOKENS", 2), ("MOST_BYTES", 6000)])
 def test_the_cache_forgets_the_oldest_when_it_is_full(
-    keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
+    keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
 ) -> None:
-    monkeypatch.setattr(authentication, "MOST_TOKENS", 2)
-    tokens = [keystone.issue() for _ in range(3)]
+    monkeypatch.setattr(authentication, *limit)
+    tokens = [keystone.issue(name=f"user{number}") for number in range(3)]
 
     async def story(authenticator: Authenticator, ask: Asker) -> None:
         for token in tokens:
@@ -509,6 +511,107 @@ def test_the_cache_forgets_the_oldest_when_it_is_full(
         assert keystone.calls() == before
         await ask(tokens[0])
         assert keystone.calls() > before
+        assert len(authenticator.keystone._known) <= 2
+
+    run(keystone, story)
+
+
+def known(identity: Identity, checked_at: float = 0.0) -> authentication.Known:
+    return authentication.Known(identity, checked_at, 1.0, 1.0)
+
+
+def test_the_caches_bytes_are_those_of_what_it_holds() -> None:
+    cache = authentication.KnownTokens()
+    alice, bob = (Identity(name, name, ("group",) * 9, ()) for name in ("alice", "bob"))
+    cache.put(1, known(alice))
+    first = cache.weight
+    cache.put(2, known(alice))
+    assert cache.weight - first < 400
+    cache.put(3, known(bob))
+    cache.put(3, known(bob, 2.0))
+    assert cache.weight > 2 * first
+    cache.put(1, known(bob))
+    cache.drop(2)
+    assert cache.weight < first + 400
+    cache.drop(1)
+    cache.sweep(lambda entry: entry.checked_at < 1)
+    assert len(cache) == 1
+    cache.sweep(lambda entry: entry.checked_at < 3)
+    assert (len(cache), cache.weight, cache._holders) == (0, 0, {})
+
+
+def test_what_a_full_cache_forgets_costs_little() -> None:
+    cache: authentication.Cache[int] = authentication.Cache(50_000)
+    began = time.process_time()
+    for number in range(200_000):
+        cache.put(number, number)
+    # Found one at a time, the oldest of so many would take minutes.
+    assert time.process_time() - began < 3
+    assert 49_000 < len(cache) <= 50_000
+    assert cache.get(199_999) == 199_999
+
+
+def flood(ask: Asker, number: int) -> list[asyncio.Task[Any]]:
+    return [asyncio.ensure_future(ask(fernet_token())) for _ in range(number)]
+
+
+async def settled(tasks: list[asyncio.Task[Any]]) -> list[Any]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_guesses_take_no_slot_from_tokens_known_before(
+    keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed: set[str] = set()
+    known_before = [keystone.issue(name=f"user{number}") for number in range(4)]
+
+    def behaviour(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if headers["x-auth-token"] not in keystone.tokens:
+            guessed.add(headers["x-auth-token"])
+            time.sleep(0.3)
+        return keystone.keystone(method, path, headers, body)
+
+    async def story(_: Authenticator, ask: Asker) -> None:
+        for token in known_before:
+            await ask(token)
+        await asyncio.sleep(0.15)
+        keystone.behaviour = behaviour
+        guesses = flood(ask, 400)
+        await asyncio.sleep(0.05)
+        assert len(guessed) <= authentication.MOST_CALLS - authentication.KEPT_CALLS
+        began, before = time.monotonic(), keystone.calls()
+        answers = await asyncio.gather(*(ask(token) for token in known_before))
+        assert all(answer["authenticated"] for answer in answers)
+        assert time.monotonic() - began < 0.25
+        assert keystone.calls() >= before + 4
+        outcomes = await settled(guesses)
+        shed = [outcome for outcome in outcomes if isinstance(outcome, authentication.Overloaded)]
+        assert len(shed) >= 400 - authentication.MOST_WAITING - authentication.MOST_CALLS
+        assert all(outcome == REFUSED for outcome in outcomes if outcome not in shed)
+        # and then all slots are free again
+        assert (await ask(keystone.issue(name="newcomer")))["authenticated"]
+
+    run(keystone, story, ttl=0.1, grace=0)
+
+
+def test_who_waits_for_a_slot_in_vain_is_told_in_time(
+    keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "MOST_CALLS", 2)
+    monkeypatch.setattr(authentication, "KEPT_CALLS", 1)
+    monkeypatch.setattr(authentication, "SLOT_PATIENCE", 0.2)
+
+    async def story(authenticator: Authenticator, ask: Asker) -> None:
+        keystone.hang()
+        guesses = flood(ask, 5)
+        began = time.monotonic()
+        done, pending = await asyncio.wait(guesses, timeout=1)
+        assert (len(done), len(pending)) == (4, 1)
+        assert all(isinstance(task.exception(), authentication.Overloaded) for task in done)
+        assert time.monotonic() - began < 1.1
+        keystone.release()
+        assert await settled(list(pending)) == [REFUSED]
+        assert (await ask(keystone.issue()))["authenticated"]
 
     run(keystone, story)
 

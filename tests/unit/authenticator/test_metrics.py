@@ -103,6 +103,8 @@ def test_reviews_are_counted_by_kind_version_and_result(
         assert after["token_cache_entries{tokens=keystone,verdict=known}"] == 1
         assert after["token_cache_entries{tokens=keystone,verdict=refused}"] == 1
         assert after["token_cache_entries{tokens=cluster,verdict=any}"] == 1
+        assert 500 < after["token_cache_bytes{tokens=keystone}"] < 10_000
+        assert 500 < after["token_cache_bytes{tokens=cluster}"] < 10_000
         assert after["http_errors_total{status=400}"] == 1
         assert after["ready{}"] == 1
         assert after["process_resident_memory_bytes{}"] > 1e6
@@ -130,6 +132,26 @@ def test_an_outage_shows(tmp_path: Path, authority: Authority, keystone: Keyston
         service.configure(token_cache_ttl=60)
         eventually(lambda: scrape(service)["breaker_open{}"] == 0)
         assert scrape(service)["call_failures_total{service=keystone}"] == 3
+
+
+def test_load_that_is_too_much_is_shed_with_429_and_a_time(
+    tmp_path: Path, authority: Authority, keystone: KeystoneStandIn
+) -> None:
+    """The API server repeats a request on that, and gives up on a bare 503."""
+    with serving(tmp_path, authority, keystone={"url": keystone.url, "ca": None}) as service:
+        keystone.hang()
+        connections = [service.connect() for _ in range(40)]
+        for connection in connections:
+            body = json.dumps(token_review(fernet_token()))
+            connection.request("POST", "/webhook", body, {"Content-Type": "application/json"})
+        eventually(lambda: scrape(service)["reviews_shed_total{}"] == 16, 5)
+        keystone.release()
+        answers = [connection.getresponse() for connection in connections]
+        shed = [answer for answer in answers if answer.status == 429]
+        assert (len(shed), {answer.headers["Retry-After"] for answer in shed}) == (16, {"1"})
+        assert {answer.status for answer in answers} == {200, 429}
+        for connection in connections:
+            connection.close()
 
 
 def test_the_policy_in_force_shows_and_one_that_fails_too(tmp_path: Path, authority: Authority) -> None:
