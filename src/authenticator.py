@@ -129,16 +129,12 @@ class Explanation(pydantic.BaseModel, frozen=True):
 def shipped_version(places: Places) -> str:
     """Give the version of the tree that the charm ships: the program's own and a hash over all its files."""
     tree = places.charm / "authenticator"
-    digest = hashlib.sha256()
-    for path in sorted(tree.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(tree)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     own = re.search(
         r"""__version__\s*=\s*["']([0-9A-Za-z.+-]+)["']""", _read(tree / "lib/keystone_authenticator/__init__.py")
     )
     if own is None:
         raise WorkloadError(f"{tree} holds no authenticator: this charm was not packed with charmcraft.yaml's parts")
-    return f"{own.group(1)}-{digest.hexdigest()[:12]}"
+    return f"{own.group(1)}-{_hash_tree(tree)}"
 
 
 def install(places: Places) -> None:
@@ -151,6 +147,10 @@ def install(places: Places) -> None:
     files.folder(places.tls, 0o750, group)
     version = shipped_version(places)
     target = places.opt / version
+    if target.exists() and not version.endswith(f"-{_hash_tree(target)}"):
+        # Power that failed soon after the copy leaves empty files, and nothing else would ever copy them anew.
+        shutil.rmtree(target)
+        files.remove(places.state / "started")
     if not target.exists():
         _copy_tree(places.charm / "authenticator", target)
     link = places.opt / "current"
@@ -407,6 +407,15 @@ def uninstall(places: Places) -> None:
         if path.exists():
             shutil.rmtree(path)
     host.remove_user(NAME)
+
+
+def _hash_tree(tree: Path) -> str:
+    """Give twelve digits that stand for the names and contents of a tree's files, bytecode left out."""
+    digest = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(tree)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _copy_tree(source: Path, target: Path) -> None:

@@ -5,15 +5,26 @@ Not here: whether the answers are any good; the authenticator judges those, all 
 
 from __future__ import annotations
 
+import json
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
+import urllib3
 
 from errors import ConfigError
 
 TIMEOUT = (5.0, 10.0)
 """Seconds to connect and to wait for bytes."""
+MOST_BYTES = 2**16
+"""Of an answer; Keystone's version document has some hundred."""
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
 
 
 def keystone(url: str, ca: str) -> None:
@@ -28,13 +39,13 @@ def keystone(url: str, ca: str) -> None:
     """
     answer = _get("keystone-url", "keystone-ca", url, ca)
     try:
-        version = str(answer.json()["version"]["id"])
+        version = str(json.loads(answer.body)["version"]["id"])
     except (ValueError, KeyError, TypeError):
         version = ""
-    if answer.status_code != 200 or not version.startswith("v3"):
+    if answer.status != 200 or not version.startswith("v3"):
         raise ConfigError(
             "keystone-url",
-            f"{url} answers {answer.status_code}, but not as Keystone's identity API v3 does:"
+            f"{url} answers {answer.status}, but not as Keystone's identity API v3 does:"
             " check host, port and path; nothing was changed",
         )
 
@@ -48,7 +59,7 @@ def service(option: str, url: str, ca: str) -> None:
     _get(option, "auth-server-ca", url, ca)
 
 
-def _get(option: str, ca_option: str, url: str, ca: str) -> requests.Response:
+def _get(option: str, ca_option: str, url: str, ca: str) -> _Answer:
     bundle = Path("/etc/ssl/certs/ca-certificates.crt")
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem, requests.Session() as session:
         # No proxy and no .netrc of the environment's: the authenticator uses none either.
@@ -57,14 +68,21 @@ def _get(option: str, ca_option: str, url: str, ca: str) -> requests.Response:
         pem.flush()
         verify = pem.name if ca else str(bundle) if bundle.exists() else True
         try:
-            return session.get(url, timeout=TIMEOUT, allow_redirects=False, verify=verify)
+            with session.get(url, timeout=TIMEOUT, allow_redirects=False, verify=verify, stream=True) as answer:
+                # Whoever answers may be anybody: of what does not end, or only trickles, the beginning is enough.
+                body, deadline = b"", time.monotonic() + TIMEOUT[1]
+                while (
+                    len(body) < MOST_BYTES and time.monotonic() < deadline and (piece := answer.raw.read1(MOST_BYTES))
+                ):
+                    body += piece
+                return _Answer(answer.status_code, body)
         except requests.exceptions.SSLError as error:
             raise ConfigError(
                 option,
                 f"the certificate of {url} does not verify ({_reason(error)}); is {ca_option} the CA"
                 " that signed it? Nothing was changed",
             ) from error
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ConfigError(option, f"{url} does not answer ({_reason(error)}); nothing was changed") from error
 
 
