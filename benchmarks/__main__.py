@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     client = setup.benchmark_client() / "client"
     setup.upstream()
-    load_before = os.getloadavg()[0]
+    others = report.others()
     began = time.monotonic()
     run = Run("benchmarks")
     try:
@@ -32,7 +31,7 @@ def main() -> int:
             rows = list(measure.everything(bench))
     finally:
         run.remove()
-    facts = report.circumstances(measure.versions(), time.monotonic() - began, load_before)
+    facts = report.circumstances(measure.versions(), time.monotonic() - began, report.others() - others)
     text = f"{facts}\n{report.table(rows)}"
     print(text)
     report.write(text)

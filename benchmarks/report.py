@@ -57,17 +57,26 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def circumstances(versions: Sequence[str], seconds: float, load_before: float) -> str:
-    """Say when and on what it was measured."""
+def others() -> float:
+    """Give the processor seconds that all other programs have used; ours count once they have ended."""
+    # user, nice, system, idle, iowait, irq, softirq, steal: proc_stat(5)
+    ticks = [int(field) for field in _lines("/proc/stat")[0].split()[1:9]]
+    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
+
+
+def circumstances(versions: Sequence[str], seconds: float, others: float) -> str:
+    """Say when and on what it was measured; `others`: processor seconds that other programs took meanwhile."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown"
     )
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    noise = " (**others worked on this machine meanwhile: trust ratios, not rates**)" if load_before > 0.7 else ""
+    share = others / seconds / (os.cpu_count() or 1)
+    noise = "" if share < 0.05 else ": **noisy; trust ratios and processor time rather than rates, p99 least**"
     facts = (
         f"{date}, {seconds / 60:.0f} minutes",
         f"{os.cpu_count()} processors, {model}; Linux {platform.release()}",
-        f"load average before the start: {load_before:.1f}{noise}",
+        f"other programs took {share:.0%} of the processors meanwhile{noise}",
         *versions,
     )
     return "".join(f"- {fact}\n" for fact in facts)
