@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -466,6 +467,8 @@ _LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
 
 def _split(key: str) -> list[str]:
     """Split a version 1 key at its slashes, but not inside `[…]`."""
+    if "[" not in key:
+        return key.split("/")
     parts, depth, start = [], 0, 0
     for index, character in enumerate(key):
         depth += {"[": 1, "]": -1}.get(character, 0)
@@ -475,6 +478,7 @@ def _split(key: str) -> list[str]:
     return [*parts, key[start:]]
 
 
+@lru_cache(maxsize=4096)
 def _pattern(half: str) -> _Pattern:
     """Read one half of a version 1 key: `name`, `*`, `!name`, `['a', 'b']`, `!['a', 'b']`.
 
@@ -553,6 +557,15 @@ _RESOURCE, _PATH = "resource", "path"
 # What a rule is about, as far as an index can tell: (_RESOURCE, namespace, resource) or (_PATH, path, ""), `*` where
 # open.
 _What = tuple[str, str, str]
+_ANYTHING: _What = (_RESOURCE, _ANY, _ANY)
+
+
+def whats(request: Request) -> set[_What]:
+    """All under which a rule that covers the request may be filed."""
+    if not request.resource_request:
+        return {(_PATH, request.path, ""), (_PATH, _ANY, "")}
+    namespace, resource = request.namespace or _ANY, request.resource
+    return {(_RESOURCE, namespace, resource), (_RESOURCE, namespace, _ANY), (_RESOURCE, _ANY, resource), _ANYTHING}
 
 
 class Policy:
@@ -578,13 +591,9 @@ class Policy:
 
     def allows(self, subject: Subject, request: Request) -> bool:
         """Whether any item allows this request."""
-        if request.resource_request:
-            namespace, resource = request.namespace or _ANY, request.resource
-            whats = {(_RESOURCE, n, r) for n in (namespace, _ANY) for r in (resource, _ANY)}
-        else:
-            whats = {(_PATH, request.path, ""), (_PATH, _ANY, "")}
+        asked = whats(request)
         for rules in self._anchored(subject):
-            for what in whats:
+            for what in asked:
                 for rule in rules.get(what, ()):
                     if rule.allows(subject, request):
                         return True
