@@ -7,6 +7,7 @@ in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API serve
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from files import Places
 
 logger = logging.getLogger(__name__)
 RELATION = "kubernetes-master"
+MOST_TOLD = 1000
 
 
 class KubernetesKeystoneCharm(ops.CharmBase):
@@ -91,7 +93,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         try:
             event.set_results(action())
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
-            event.fail(str(error))
+            event.fail(_told(error))
 
     def _settle(self, steps: Callable[[], ops.StatusBase]) -> ops.StatusBase:
         """Run the steps; what stops them becomes the status, and only faults of ours end with a traceback."""
@@ -99,15 +101,20 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return steps()
         except (Waiting, apiserver.NotFound, apiserver.NotReady) as error:
             logger.info("waiting: %s", error)
-            return ops.WaitingStatus(str(error))
+            return ops.WaitingStatus(_told(error))
         except apiserver.ApplyFailed as error:
             for line in error.log:
                 logger.error("API server: %s", line)
             logger.error("blocked: %s", error)
-            return ops.BlockedStatus(f"{error}. To try again: set api-server=manual, then api-server=auto")
+            return ops.BlockedStatus(f"{_told(error)}. To try again: set api-server=manual, then api-server=auto")
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             logger.error("blocked: %s", error)
-            return ops.BlockedStatus(str(error))
+            return ops.BlockedStatus(_told(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            logger.error("blocked: %s", error)
+            return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
 
     def _announce(self, message: str) -> None:
         logger.info(message)
@@ -226,6 +233,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
         return "ready: " + ", ".join(parts)
+
+
+def _told(error: Exception) -> str:
+    """Give an error's text as a status can hold it: it is an argument of a command, which the system bounds."""
+    text = " ".join(str(error).replace("\0", " ").split())
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}…"
 
 
 if __name__ == "__main__":  # pragma: nocover

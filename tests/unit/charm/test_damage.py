@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import threading
 import time
 
 import ops
 import pytest
 
+import apiserver
+import authenticator
 import reach
 
 
@@ -23,6 +27,24 @@ def test_a_program_that_a_power_cut_emptied_is_installed_anew_and_started(unit, 
     assert isinstance(unit.run(), ops.ActiveStatus)
     assert module.read_bytes() == content
     assert "restart kubernetes-keystone.service" in machine.calls
+
+
+def test_a_full_disk_is_said_and_not_a_fault_of_the_charm(unit, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/etc/kubernetes-keystone/settings.json")
+
+    monkeypatch.setattr(authenticator, "write_settings", full)
+    status = unit.run()
+    assert isinstance(status, ops.BlockedStatus)
+    assert "No space left on device: '/etc/kubernetes-keystone/settings.json'" in status.message
+
+
+def test_a_status_is_one_line_of_bounded_length(unit, wiring):
+    wiring.raises["check"] = apiserver.Conflict("x\n" * 200_000)
+    status = unit.run()
+    assert isinstance(status, ops.BlockedStatus)
+    assert "\n" not in status.message
+    assert len(status.message) < 1100
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
