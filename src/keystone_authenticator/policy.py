@@ -577,6 +577,7 @@ class Policy:
         self._naming = naming
         self._dead: dict[int, str] = {}
         self._rules: dict[int, list[_Rule]] = {}
+        self._subjects_seen: dict[_Subjects, _Subjects] = {}
         # anchor (one thing that whoever is meant must have) -> what -> rules
         self._index: dict[tuple[str, str], dict[_What, list[_Rule]]] = {}
         for number, item in enumerate(items, 1):
@@ -587,6 +588,7 @@ class Policy:
                     found = self._index.setdefault(anchor, {})
                     for what in whats:
                         found.setdefault(what, []).append(rule)
+        self._subjects_seen.clear()
         self._kinds = frozenset(kind for kind, _ in self._index)
 
     def allows(self, subject: Subject, request: Request) -> bool:
@@ -645,7 +647,7 @@ class Policy:
         return self._naming.group(name, domain) if kind == "groups" else by_name(name, domain)
 
     def _spellings(self, kind: str, values: Iterable[str]) -> frozenset[str]:
-        return frozenset(spelled for value in values if (spelled := self._spell(kind, value)) is not None)
+        return _names(tuple(spelled for value in values if (spelled := self._spell(kind, value)) is not None))
 
     def _subjects(self, item: dict[str, Any], matches: Iterable[dict[str, Any]]) -> _Subjects:
         """Whom the item means.
@@ -672,7 +674,8 @@ class Policy:
         for kind, values in any_of:
             if not values:
                 raise ValueError(f"it names no {kind}")
-        return _Subjects(roles, tuple(any_of))
+        subjects = _Subjects(roles, tuple(any_of))
+        return self._subjects_seen.setdefault(subjects, subjects)
 
     # -- what an item is about
 
@@ -768,7 +771,7 @@ def _sub_resource_coverage(
 
 def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
     """Version 2's resource; `version` is in truth the API group."""
-    group, namespace, resources = spec["version"], spec["namespace"], frozenset(spec["resources"])
+    group, namespace, resources = spec["version"], spec["namespace"], _names(tuple(spec["resources"]))
 
     def covers(request: Request) -> bool:
         if group not in (_ANY, request.api_group) or namespace not in (_ANY, request.namespace):
@@ -799,8 +802,15 @@ def _exact_path(subjects: _Subjects, verbs: Sequence[str], path: str) -> tuple[_
     return rule, [(_PATH, path, "")]
 
 
-def _verbs(verbs: Sequence[str]) -> frozenset[str] | None:
-    return None if "*" in verbs else frozenset(verbs)
+def _verbs(verbs: Iterable[str]) -> frozenset[str] | None:
+    found = _names(tuple(verbs))
+    return None if _ANY in found else found
+
+
+@lru_cache(maxsize=4096)
+def _names(names: tuple[str, ...]) -> frozenset[str]:
+    """One object for the same names in many items: what a decision looks at then stays in the processor's caches."""
+    return frozenset(names)
 
 
 def _anchors(subjects: _Subjects) -> list[tuple[str, str]]:
