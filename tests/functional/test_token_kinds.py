@@ -1,0 +1,78 @@
+"""Tokens that the usual Keystone does not give out: those of its other provider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from testbed.keystone import Keystone
+from tests.functional.conftest import Starter
+from tests.unit.authenticator.support import token_review
+
+pytestmark = pytest.mark.functional
+
+REFUSED = {"authenticated": False}
+
+
+@pytest.fixture
+def jws_keystone() -> Iterator[Keystone]:
+    """A Keystone whose tokens are JWS."""
+    with Keystone() as running:
+        running.stop()
+        private = ec.generate_private_key(ec.SECP256R1())
+        for name, content in (
+            (
+                "private",
+                private.private_bytes(
+                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                ),
+            ),
+            (
+                "public",
+                private.public_key().public_bytes(
+                    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+                ),
+            ),
+        ):
+            folder = running.folder / f"jws-{name}"
+            folder.mkdir(mode=0o700)
+            (folder / f"{name}.pem").write_bytes(content)
+        configuration = running.folder / "keystone.conf"
+        text = configuration.read_text().replace("provider = fernet", "provider = jws")
+        text += "".join(
+            (
+                "\n[jwt_tokens]\n",
+                f"jws_private_key_repository = {running.folder}/jws-private\n",
+                f"jws_public_key_repository = {running.folder}/jws-public\n",
+            )
+        )
+        configuration.write_text(text)
+        running.start()
+        yield running
+
+
+def test_tokens_of_the_jws_provider_count_as_fernet_tokens_do(jws_keystone: Keystone, start: Starter) -> None:
+    project = jws_keystone.project("demo1")
+    alice = jws_keystone.member("alice", project)
+    service = start(keystone={"url": jws_keystone.url, "ca": str(jws_keystone.ca)}, token_cache_ttl=0.1)
+    token = jws_keystone.token(alice, project)
+    assert token.startswith("eyJ")
+    user = service.review(token_review(token))["user"]
+    assert (user["username"], user["uid"]) == ("keystone:alice", alice.id)
+    assert f"keystone:project:{project.id}:role:member" in user["groups"]
+    credential = jws_keystone.application_credential(alice, project)
+    from_credential = jws_keystone.credential_token(credential)
+    assert service.review(token_review(from_credential))["user"]["username"] == "keystone:alice"
+    assert service.review(token_review(jws_keystone.token(alice, "unscoped"))) == REFUSED
+    jws_keystone.forget_calls()
+    # One with another signature is Keystone's to refuse.
+    head, payload, signature = token.split(".")
+    forged = f"{head}.{payload}.{signature[:-6]}{'A' * 5}{signature[-1]}"
+    assert service.review(token_review(forged)) == REFUSED
+    assert len(jws_keystone.calls()) == 1
+    jws_keystone.revoke_token(from_credential)
+    assert service.review(token_review(from_credential)) == REFUSED
+    assert token not in service.log
