@@ -1,4 +1,4 @@
-"""Tokens that the usual Keystone does not give out: those of its other provider."""
+"""Tokens that the usual Keystone does not give out: those of its other provider, and of federated users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from testbed.keystone import Keystone
+from testbed.keystone import Keystone, Project
 from tests.functional.conftest import Starter
 from tests.unit.authenticator.support import token_review
 
@@ -76,3 +76,57 @@ def test_tokens_of_the_jws_provider_count_as_fernet_tokens_do(jws_keystone: Keys
     jws_keystone.revoke_token(from_credential)
     assert service.review(token_review(from_credential)) == REFUSED
     assert token not in service.log
+
+
+# -- federated users
+
+ISSUER = "https://sso.example"
+
+
+@pytest.fixture
+def federated_keystone() -> Iterator[Keystone]:
+    """A Keystone that believes what a web server's SSO module says of a user; it comes in headers here."""
+    with Keystone() as running:
+        running.stop()
+        configuration = running.folder / "keystone.conf"
+        configuration.write_text(
+            configuration.read_text() + "\n[auth]\nmethods = password,token,application_credential,openid\n"
+            "[federation]\nassertion_prefix = HTTP_OIDC_\nremote_id_attribute = HTTP_OIDC_ISS\n"
+        )
+        running.start()
+        yield running
+
+
+def federated_token(keystone: Keystone, name: str, project: Project) -> str:
+    """Log a user in as the SSO module does, and take a token for the project."""
+    place = "/OS-FEDERATION/identity_providers/sso/protocols/openid/auth"
+    unscoped = keystone.send("POST", place, headers={"Oidc-Iss": ISSUER, "Oidc-Name": name})
+    assert unscoped.status_code == 201, unscoped.text
+    identity = {"methods": ["token"], "token": {"id": unscoped.headers["X-Subject-Token"]}}
+    body = {"auth": {"identity": identity, "scope": {"project": {"id": project.id}}}}
+    scoped = keystone.send("POST", "/auth/tokens", json=body)
+    assert scoped.status_code == 201, scoped.text
+    return scoped.headers["X-Subject-Token"]
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_federated_users_groups_are_those_that_keystone_lists(
+    federated_keystone: Keystone, start: Starter, lasting: bool
+) -> None:
+    keystone = federated_keystone
+    project, group = keystone.project("demo1"), keystone.group("feds")
+    keystone.grant("member", group, project)
+    provider = {"enabled": True, "remote_ids": [ISSUER], **({"authorization_ttl": 60} if lasting else {})}
+    keystone.request("PUT", "/OS-FEDERATION/identity_providers/sso", {"identity_provider": provider})
+    local = [{"user": {"name": "{0}"}}, {"group": {"id": group.id}}]
+    rules = {"rules": [{"local": local, "remote": [{"type": "HTTP_OIDC_NAME"}]}]}
+    keystone.request("PUT", "/OS-FEDERATION/mappings/sso", {"mapping": rules})
+    protocol = "/OS-FEDERATION/identity_providers/sso/protocols/openid"
+    keystone.request("PUT", protocol, {"protocol": {"mapping_id": "sso"}})
+    token = federated_token(keystone, "fiona", project)
+    service = start(keystone={"url": keystone.url, "ca": str(keystone.ca)})
+    user = service.review(token_review(token))["user"]
+    # The identity provider's users live in a domain of its own.
+    assert user["username"].startswith("keystone:fiona@")
+    assert ("keystone:group:feds" in user["groups"]) is lasting
+    assert f"keystone:project:{project.id}:role:member" in user["groups"]
