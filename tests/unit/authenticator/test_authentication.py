@@ -496,7 +496,7 @@ def test_tokens_that_are_not_keystones_never_reach_it(keystone: KeystoneStandIn)
     assert keystone.requests == []
 
 
-@pytest.mark.parametrize("limit", [("MOST_TOKENS", 2), ("MOST_BYTES", 6000)])
+@pytest.mark.parametrize("limit", [("MOST_TOKENS", 2), ("MOST_BYTES", 14_000)])
 def test_the_cache_forgets_the_oldest_when_it_is_full(
     keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
 ) -> None:
