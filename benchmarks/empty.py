@@ -36,7 +36,7 @@ async def main() -> None:
     port, certificate, key, client_ca, reply = sys.argv[1:]
     context, _ = server_context(Tls(Path(certificate), Path(key), Path(client_ca), True))
     listener = Listener(bound_socket(Address("127.0.0.1", int(port))), Empty(Path(reply).read_bytes()))
-    await listener.listen(context)
+    listener.listen(context)
     await asyncio.Event().wait()
 
 

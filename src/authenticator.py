@@ -291,8 +291,7 @@ def check_ports(places: Places, listen: Listen) -> None:
     """
     if not (host.is_active(SOCKET) and in_force(places).listen == listen.address):
         _raise_if_taken(listen)
-    # While systemd starts it again and again, the port may be held by us.
-    if host.state(SERVICE) in {"inactive", "failed"}:
+    if not host.is_active(SOCKET):
         _raise_if_taken(Listen(host="127.0.0.1", port=PRIVATE_PORT))
 
 
@@ -309,6 +308,7 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     """
     values = {
         "listen": listen.address,
+        "private_listen": f"127.0.0.1:{PRIVATE_PORT}",
         "bypass": bypass,
         "program": places.opt / "current" / LAUNCHER,
         "settings": places.settings,

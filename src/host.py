@@ -66,13 +66,8 @@ def systemctl(*arguments: str, timeout: float = 90) -> str:
 
 def is_active(unit: str) -> bool:
     """Tell whether a unit is running (or, for a socket, listening)."""
-    return state(unit) == "active"
-
-
-def state(unit: str) -> str:
-    """Give a unit's state as systemd calls it: active, activating, deactivating, failed, inactive."""
-    done = subprocess.run(["systemctl", "is-active", unit], check=False, timeout=30, capture_output=True, text=True)
-    return done.stdout.strip() or "inactive"
+    done = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False, timeout=30, capture_output=True)
+    return done.returncode == 0
 
 
 def journal(unit: str, lines: int = 5) -> str:

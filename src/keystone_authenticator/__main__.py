@@ -73,7 +73,7 @@ def _serve(config: Path) -> int:
     # Not needed, and dear, for the other commands.
     import uvloop
 
-    from keystone_authenticator.service import AUDIT_ID, Service, StartError, inherited_socket
+    from keystone_authenticator.service import AUDIT_ID, Service, StartError, inherited_sockets
 
     class _WithAuditId(_OneLine):
         def format(self, record: logging.LogRecord) -> str:
@@ -94,7 +94,7 @@ def _serve(config: Path) -> int:
     logging.getLogger("keystone_authenticator").setLevel(service.settings.log_level.upper())
 
     async def run() -> None:
-        await service.run(inherited_socket())
+        await service.run(inherited_sockets())
 
     try:
         if sys.version_info >= (3, 11):

@@ -25,7 +25,12 @@ logger = logging.getLogger("keystone_authenticator.server")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may use: bytes and seconds. Go's client drops idle connections after 90 s, well before `idle`."""
+    """What clients may use: bytes, seconds and how many of each.
+
+    Every user of the machine can connect. `strangers` are connections without a client certificate, `handshakes` those
+    that have not even come that far; of both the oldest goes for a new one, so that they never keep out the API server.
+    Go's client drops idle connections after 90 s, well before `idle`.
+    """
 
     head: int = 16 * 1024
     headers: int = 100
@@ -33,6 +38,8 @@ class Limits:
     all_bodies: int = 32 * 1024 * 1024
     pipelined: int = 16
     connections: int = 1024
+    strangers: int = 256
+    handshakes: int = 512
     receive: float = 15.0
     write: float = 15.0
     first_request: float = 120.0
@@ -121,7 +128,11 @@ class Connections:
             connection.check_time(now)
 
     def make_room(self) -> bool:
-        """Whether one more connection may be; the one that has been idle longest goes for it."""
+        """Whether one more connection may be; the oldest stranger goes for it, or the one that is idle longest."""
+        strangers = [connection for connection in self.open if not connection.certified]
+        if len(strangers) > self.limits.strangers:
+            min(strangers, key=lambda connection: connection.began).abort()
+            return True
         if len(self.open) <= self.limits.connections:
             return True
         now = time.monotonic()
@@ -146,8 +157,8 @@ class Connection(asyncio.Protocol):
         self._handler = connections.handler
         self._transport: Any = None
         self._parser: Any = None
-        self._certified = False
-        self.since = time.monotonic()
+        self.certified = False
+        self.began = self.since = time.monotonic()
         self._receiving = False
         self._requests = 0
         self._head_bytes = 0
@@ -172,7 +183,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin."""
         self._transport = transport
-        self._certified = bool(transport.get_extra_info("peercert"))
+        self.certified = bool(transport.get_extra_info("peercert"))
         self._parser = httptools.HttpRequestParser(self)
         self._all.open.add(self)
         if not self._all.make_room():
@@ -276,7 +287,7 @@ class Connection(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         path = self._url.partition(b"?")[0].decode("latin-1")
         self._keep_alive = self._parser.should_keep_alive()
-        self._request = Request(method, path, self._content_type, self._certified, self._audit_id)
+        self._request = Request(method, path, self._content_type, self.certified, self._audit_id)
         refusal = self._handler.refuse(self._request)
         if self._parser.should_upgrade():
             self._fail(text(400, "no other protocol is spoken here"))
@@ -421,7 +432,9 @@ class Listener:
         """Take over a bound socket."""
         sock.setblocking(False)
         self._socket = sock
-        self._servers: list[asyncio.AbstractServer] = []
+        self._context: ssl.SSLContext | None = None
+        self._accepting = False
+        self._handshakes: dict[asyncio.Task[None], None] = {}
         self.connections = Connections(handler, limits or Limits())
 
     @property
@@ -429,23 +442,51 @@ class Listener:
         """Where it listens."""
         return self._socket.getsockname()[:2]
 
-    async def listen(self, context: ssl.SSLContext | None) -> None:
+    def listen(self, context: ssl.SSLContext | None) -> None:
         """Accept connections, from now on with this context; those that are open stay as they are."""
+        self._context = context
+        if not self._accepting:
+            self._socket.listen(1024)
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+            self._accepting = True
+
+    def _accept(self) -> None:
+        for _ in range(64):  # and then somebody else's turn
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors are left: those who are in go on, and the queue waits
+                logger.warning("a connection cannot be accepted: %s", error.strerror)
+                return
+            sock.setblocking(False)
+            task = asyncio.get_running_loop().create_task(self._begin(sock))
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+            if len(self._handshakes) > self.connections.limits.handshakes:
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                oldest.cancel()
+
+    async def _begin(self, sock: socket.socket) -> None:
         options: dict[str, Any] = {}
-        if context is not None:
-            options["ssl_handshake_timeout"] = self.connections.limits.handshake
-        # A second server on the same socket, and only then an end to the first: there is always one that accepts.
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self.connections), sock=self._socket.dup(), ssl=context, backlog=1024, **options
-        )
-        self.stop_accepting()
-        self._servers = [server]
+        if self._context is not None:
+            options = {"ssl": self._context, "ssl_handshake_timeout": self.connections.limits.handshake}
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self.connections), sock, **options
+            )
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        except (OSError, ssl.SSLError):  # no handshake, or none in time; no concern of ours
+            sock.close()
 
     def stop_accepting(self) -> None:
         """Accept no more; what waits in the socket's queue is left to whoever else holds the socket."""
-        for server in self._servers:
-            server.close()
-        self._servers = []
+        if self._accepting:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._accepting = False
 
     async def drain(self, quiet: float, deadline: float) -> None:
         """Answer what was asked, each connection's next answer being its last, and close.
@@ -455,7 +496,7 @@ class Listener:
         self.connections.draining = True
         self.stop_accepting()
         end = time.monotonic() + quiet
-        while self.connections.open and time.monotonic() < end:
+        while (self.connections.open or self._handshakes) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         end = time.monotonic() + deadline
         while self.connections.open and time.monotonic() < end:
@@ -465,6 +506,8 @@ class Listener:
             await asyncio.sleep(0.02)
         for connection in list(self.connections.open):
             connection.abort()
+        for handshake in list(self._handshakes):
+            handshake.cancel()
         self._socket.close()
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
@@ -297,8 +297,8 @@ class Service:
 
     # -- running
 
-    async def run(self, inherited: socket.socket | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, on the inherited socket or one of our own.
+    async def run(self, inherited: Sequence[socket.socket] = ()) -> None:
+        """Serve until SIGTERM or SIGINT, on the inherited sockets or on our own.
 
         Raises:
             StartError: it cannot serve at all.
@@ -308,8 +308,11 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        self._webhook_address = inherited.getsockname()[:2] if inherited is not None else None
-        await self._start(inherited)
+        private_address = (self.settings.private_listen.host, self.settings.private_listen.port)
+        by_use = {sock.getsockname()[:2] == private_address: sock for sock in inherited}
+        webhook, private = by_use.get(False), by_use.get(True)
+        self._webhook_address = webhook.getsockname()[:2] if webhook is not None else None
+        await self._start(webhook, private)
         # What is here now stays: the collector need not look at it while reviews wait.
         gc.collect()
         gc.freeze()
@@ -332,22 +335,22 @@ class Service:
             if part is not None:
                 await part.close()
 
-    async def _start(self, inherited: socket.socket | None) -> None:
+    async def _start(self, webhook: socket.socket | None, private: socket.socket | None) -> None:
         await self.look()
         if self._tls_context is None:
             raise StartError(f"the endpoint's certificate cannot be used: {self._tls_part.error}")
         try:
-            sock = inherited or bound_socket(self.settings.listen)
-            private = bound_socket(self.settings.private_listen)
+            sock = webhook or bound_socket(self.settings.listen)
+            private = private or bound_socket(self.settings.private_listen)
         except OSError as error:
             raise StartError(str(error)) from None
-        self._addresses = (None if inherited else self.settings.listen, self.settings.private_listen)
+        self._addresses = (None if webhook else self.settings.listen, self.settings.private_listen)
         self._webhook = Listener(sock, self._handler)
         self._private = Listener(
             private, PrivateHandler(self), Limits(body=0, connections=64, idle=60, first_request=30)
         )
-        await self._private.listen(None)
-        await self._webhook.listen(self._tls_context)
+        self._private.listen(None)
+        self._webhook.listen(self._tls_context)
         self._tls_listening = self._tls_context
 
     async def _follow(self) -> None:
@@ -545,11 +548,11 @@ class Service:
             self._address_error = str(error)
         if self._tls_context is not self._tls_listening:
             self._tls_listening = self._tls_context
-            await self._webhook.listen(self._tls_context)
+            self._webhook.listen(self._tls_context)
 
     async def _moved(self, old: Listener, address: Address, context: ssl.SSLContext | None) -> Listener:
         new = Listener(bound_socket(address), old.connections.handler, old.connections.limits)
-        await new.listen(context)
+        new.listen(context)
         old.close()
         old.connections.draining = True
         return new
@@ -727,18 +730,13 @@ def bound_socket(address: Address) -> socket.socket:
     return sock
 
 
-def inherited_socket(environ: dict[str, str] | os._Environ[str] = os.environ) -> socket.socket | None:
-    """The listening socket that systemd passed (sd_listen_fds(3)), the one named `webhook` if there are several."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    count = int(environ.get("LISTEN_FDS", "0"))
-    names = environ.get("LISTEN_FDNAMES", "").split(":")
+def inherited_sockets(environ: dict[str, str] | os._Environ[str] = os.environ) -> list[socket.socket]:
+    """The listening sockets that systemd passed (sd_listen_fds(3)); which is for what, their addresses tell."""
+    mine = environ.get("LISTEN_PID") == str(os.getpid())
+    count = int(environ.get("LISTEN_FDS", "0")) if mine else 0
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         environ.pop(name, None)
-    if count < 1:
-        return None
-    number = names.index("webhook") if "webhook" in names[:count] else 0
-    return socket.socket(fileno=3 + number)
+    return [socket.socket(fileno=3 + number) for number in range(count)]
 
 
 def notify(state: str) -> None:

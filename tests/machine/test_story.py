@@ -229,13 +229,30 @@ def test_the_control_plane_rewrites_all_its_flags_and_everything_still_works(sto
     assert lives(story) == before + 1
 
 
-def test_the_authenticator_can_be_killed_and_is_back_before_anybody_notices(story: Story) -> None:
-    before = authenticator(story)
+SQUATTER = """
+import socket, time
+end = time.monotonic() + 12
+while time.monotonic() < end:
+    for port in (8443, 8444):
+        try:
+            socket.socket().bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        raise SystemExit(f"took {port}")
+    time.sleep(0.001)
+"""
+
+
+def test_the_authenticator_can_be_killed_and_nobody_notices_or_takes_its_place(story: Story) -> None:
+    machine, before = story.stage.machine, authenticator(story)
+    machine.run("systemd-run", "--unit=squatter", "--uid=nobody", "python3", "-c", SQUATTER)
     for _ in range(3):
-        story.stage.machine.run("systemctl", "kill", "--signal=KILL", "kubernetes-keystone.service")
+        machine.run("systemctl", "kill", "--signal=KILL", "kubernetes-keystone.service")
         time.sleep(2)  # a moment of traffic without it; nothing is waited for
-    story.stage.machine.wait(lambda: authenticator(story) not in ("", before), "the authenticator")
+    machine.wait(lambda: authenticator(story) not in ("", before), "the authenticator")
     eventually(story, "get", "pods")
+    machine.wait(lambda: machine.show("squatter", "ActiveState")["ActiveState"] != "active", "the squatter's end", 30)
+    assert "took" not in machine.journal("squatter")
 
 
 def test_the_clusters_own_tokens_never_reach_keystone(story: Story) -> None:

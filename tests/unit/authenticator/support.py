@@ -324,21 +324,21 @@ class Service:
         self.settings.update(changes)
         replace(self.config, json.dumps(self.settings))
 
-    def start(self, inherited: socket.socket | None = None) -> Service:
+    def start(self, *inherited: socket.socket) -> Service:
         environ = {**os.environ, "PYTHONPATH": str(SOURCE)}
         # It looks at its files more often than it would, so that the tests wait less; the promise is tested as it is.
         hurried = "from keystone_authenticator import __main__, service; service.LOOK_EVERY = {}; exit(__main__.main())"
         command = [sys.executable, "-c", hurried.format(self.look_every), "serve", "--config", str(self.config)]
-        descriptors: tuple[int, ...] = ()
-        if inherited is not None:
-            # As systemd does: the socket is descriptor 3, and LISTEN_PID the process that serves.
+        descriptors = tuple(sock.fileno() for sock in inherited)
+        if inherited:
+            # As systemd does: the sockets are descriptors 3 and up, and LISTEN_PID the process that serves.
             wrapper = (
-                f"import os, sys; os.dup2({inherited.fileno()}, 3); os.set_inheritable(3, True); "
-                "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='webhook'); "
+                "import fcntl, os, sys; high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in {fds}]; "
+                "[os.dup2(fd, 3 + i) for i, fd in enumerate(high)]; "
+                "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high))); "
                 "os.execv(sys.argv[1], sys.argv[1:])"
             )
-            command = [sys.executable, "-c", wrapper, *command]
-            descriptors = (inherited.fileno(),)
+            command = [sys.executable, "-c", wrapper.format(fds=descriptors), *command]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=environ, stderr=log, pass_fds=descriptors)
         eventually(lambda: (self.process and self.process.poll() is not None) or self.is_up(), 10)

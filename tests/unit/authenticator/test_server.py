@@ -72,7 +72,7 @@ class Running:
         ready = threading.Event()
 
         async def main() -> None:
-            await self.listener.listen(None)
+            self.listener.listen(None)
             ready.set()
             while True:
                 await asyncio.sleep(0.05)

@@ -442,7 +442,7 @@ def test_a_socket_of_systemds_is_served_and_stays_open_after_the_end(tmp_path: P
         service = Service(tmp_path, authority, listen="127.0.0.1:1")
         service.port = listening.getsockname()[1]
         try:
-            service.start(inherited=listening)
+            service.start(listening)
             assert service.post(token_review("a::b"))[0] == 200
             assert service.stop() == 0
             # Nobody serves, and nobody is refused: the next one answers.
@@ -450,7 +450,7 @@ def test_a_socket_of_systemds_is_served_and_stays_open_after_the_end(tmp_path: P
             waiting = threading.Thread(target=lambda: answers.append(service.post(token_review("a::b"))[0]))
             waiting.start()
             time.sleep(0.2)
-            service.start(inherited=listening)
+            service.start(listening)
             waiting.join(5)
             assert answers == [200]
         finally:
@@ -480,7 +480,7 @@ def test_the_end_loses_no_request(tmp_path: Path, authority: Authority, keystone
         slow: list[dict[str, Any]] = []
         threads = [threading.Thread(target=load) for _ in range(4)]
         try:
-            service.start(inherited=listening)
+            service.start(listening)
             for thread in threads:
                 thread.start()
             keystone.hang()
@@ -494,7 +494,7 @@ def test_the_end_loses_no_request(tmp_path: Path, authority: Authority, keystone
             keystone.release()
             assert service.process.wait(10) == 0
             before = served[0]
-            service.start(inherited=listening)
+            service.start(listening)
             eventually(lambda: served[0] > before + 20, 5)
             in_flight.join(5)
         finally:
@@ -504,6 +504,46 @@ def test_the_end_loses_no_request(tmp_path: Path, authority: Authority, keystone
             service.kill()
         assert failures == []
         assert slow[0]["authenticated"]
+
+
+def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, authority: Authority) -> None:
+    with serving(tmp_path, authority) as service, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(600)]
+        assert service.post(token_review("a::b"))[0] == 200
+        # The oldest have gone for the newest, so that their number, and what they cost, has an end.
+        silent[0].settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent[0].recv(1) == b""
+        silent[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent[-1].recv(1)
+
+
+def test_strangers_with_half_a_request_keep_nobody_out(tmp_path: Path, authority: Authority) -> None:
+    with serving(tmp_path, authority) as service, contextlib.ExitStack() as stack:
+        kept = service.connect()
+        stack.callback(kept.close)
+        assert service.post(token_review("a::b"), connection=kept)[0] == 200
+        context = authority.client_context()
+        for _ in range(400):
+            sock = socket.create_connection(("127.0.0.1", service.port))
+            half = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+            half.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nX-A: ")
+        assert service.post(token_review("a::b"))[0] == 200
+        assert service.post(token_review("a::b"), connection=kept)[0] == 200
+
+
+def test_both_ports_can_be_systemds_so_that_nobody_takes_one_meanwhile(tmp_path: Path, authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as webhook, socket.create_server(("127.0.0.1", 0)) as private:
+        service = Service(tmp_path, authority, listen="127.0.0.1:1")
+        service.port, service.private = webhook.getsockname()[1], private.getsockname()[1]
+        service.configure(private_listen=f"127.0.0.1:{service.private}")
+        try:
+            service.start(webhook, private)
+            assert service.get("/readyz")[0] == 200
+            assert service.post(token_review("a::b"))[0] == 200
+        finally:
+            service.kill()
 
 
 def test_what_users_choose_breaks_no_log_line(tmp_path: Path, authority: Authority, keystone: KeystoneStandIn) -> None:
