@@ -143,24 +143,22 @@ def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *
     Raises:
         ConfigError: it does not come up; the unit before is put back and runs again.
     """
-    policy = places.policy if with_policy else None
+    # Its user is nobody else's and may read nothing of ours: systemd hands it copies of just these (systemd.exec(5)).
+    handed = {
+        "tls-cert-file": tls.upstream.certificate,
+        "tls-private-key-file": tls.upstream.key,
+        **({"keystone-ca-file": places.keystone_ca} if config.keystone_ca else {}),
+        **({"keystone-policy-file": places.policy} if with_policy else {}),
+    }
     arguments = [
         f"--listen=127.0.0.1:{UPSTREAM_PORT}",
-        f"--tls-cert-file={tls.upstream.certificate}",
-        f"--tls-private-key-file={tls.upstream.key}",
         f"--keystone-url={_escape(config.keystone_url)}",
-        *([f"--keystone-ca-file={places.keystone_ca}"] if config.keystone_ca else []),
-        *([f"--keystone-policy-file={policy}"] if policy else []),
+        *(f"--{name}=/run/credentials/{SERVICE}/{name}" for name in handed),
     ]
-    unit = files.render(
-        places.templates, SERVICE, {"program": installed.program, "arguments": " ".join(arguments), "user": NAME}
-    )
+    values = {"program": installed.program, "arguments": " ".join(arguments), "handed": handed}
+    unit = files.render(places.templates, SERVICE, values)
     digest = hashlib.sha256(unit.encode())
-    for path in (
-        tls.upstream.certificate,
-        *([places.keystone_ca] if config.keystone_ca else []),
-        *([policy] if policy else []),
-    ):
+    for path in handed.values():
         digest.update(path.read_bytes())
     fingerprint = digest.hexdigest() + "\n"
     started = places.state / "upstream-started"

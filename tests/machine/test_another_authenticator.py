@@ -110,6 +110,16 @@ def test_upstreams_program_is_downloaded_and_put_behind_our_endpoint(
     assert stage.cluster.status("/api/v1/namespaces", stage.cluster.tokens["admin"].token) == 200
 
 
+def test_the_downloaded_program_may_read_nothing_of_ours(stage: Stage) -> None:
+    pid = stage.machine.show("kubernetes-keystone-upstream.service", "MainPID")["MainPID"]
+    user = stage.machine.shell(f"stat --format=%u /proc/{pid}")
+    secrets = ["/etc/kubernetes-keystone/chained", "/etc/kubernetes-keystone/tls/server.key", "/root/.kube/config"]
+    for path in secrets:
+        as_it = ["setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups", "cat", path]
+        assert stage.machine.exists(path)
+        assert stage.machine.run(*as_it, check=False).returncode != 0, path
+
+
 def test_another_file_than_the_first_is_refused_and_the_last_good_one_goes_on(
     stage: Stage, site: Site, program: Path, token: Callable[[], str]
 ) -> None:

@@ -179,8 +179,12 @@ def test_a_binary_or_an_archive_is_put_behind_the_endpoint(unit, machine, wiring
     assert machine.settings()["upstream_compatible"] is True
     command = next(line for line in unit_file(machine).splitlines() if line.startswith("ExecStart="))
     assert command.startswith(f"ExecStart={installed(machine)} --listen=127.0.0.1:{upstream.UPSTREAM_PORT} ")
-    assert f"--keystone-policy-file={machine.places.policy}" in command
-    assert "NoNewPrivileges=yes" in unit_file(machine)
+    assert (
+        "--keystone-policy-file=/run/credentials/kubernetes-keystone-upstream.service/keystone-policy-file" in command
+    )
+    assert f"LoadCredential=keystone-policy-file:{machine.places.policy}" in unit_file(machine).splitlines()
+    assert "DynamicUser=yes" in unit_file(machine).splitlines()
+    assert "NoNewPrivileges=yes" in unit_file(machine).splitlines()
     assert list((machine.places.state / "downloads").iterdir()) == []
 
 
