@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags .ci/run
 
-.PHONY: help venv check format unit testbed test demo lock
+.PHONY: help venv check format unit testbed test demo bench lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ test: check testbed ## every test that can run here (root)
 
 demo: testbed ## the main job from end to end on real parts, told step by step (root)
 	$(BIN)/python -m testbed demo
+
+bench: venv ## ours and upstream's k8s-keystone-auth side by side, about 8 minutes
+	$(BIN)/python -m benchmarks
 
 lock: ## pin the requirements anew
 	for f in requirements requirements-authenticator requirements-dev; do \
