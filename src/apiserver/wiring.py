@@ -119,7 +119,7 @@ def apply(
         Whether the API server was restarted by this call.
 
     Raises:
-        NotReady: the API server was not in order beforehand; nothing was added.
+        NotReady: the API server was not in order beforehand; nothing was changed.
         ApplyFailed: it did not work with our flags, now or when the same was tried before; what was in force before
             (other flags of ours that had been verified, or none) is again.
         WiringError: anything else, such as a file that cannot be written.
@@ -241,6 +241,9 @@ class _Wiring:
             if found.ran_out:
                 raise ApplyFailed(_RAN_OUT)
             if found.stage is Stage.CONFIRMED and _in_force(layout, found):
+                problem = self._problem()
+                if problem:  # nothing to change for us, but nothing to call ready either
+                    raise NotReady(f"the API server runs with Keystone's flags, but is not in order: {problem}")
                 return False
 
         # What an interrupted call left behind: a trial that took its start, or flags that nobody wants any more.

@@ -101,6 +101,17 @@ def test_nothing_is_added_where_the_cluster_token_is_refused_already(machine: Ma
     assert not machine.wired
 
 
+def test_a_server_that_stops_working_later_is_told_and_left_alone(machine: Machine) -> None:
+    apply(machine)
+    machine.behave(deaf="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    restarts = machine.systemd.restarts
+    with pytest.raises(apiserver.NotReady, match="runs with Keystone's flags, but is not in order"):
+        apply(machine)
+    assert machine.systemd.restarts == restarts
+    assert machine.wired
+
+
 def test_flags_of_ours_that_lead_nowhere_any_more_do_not_keep_the_way_out_shut(machine: Machine) -> None:
     apply(machine)
     machine.behave(lockout="kubernetes-keystone")
