@@ -19,6 +19,8 @@ from apiserver import Conflict, Kind, files, layouts, script, systemd, wanted, w
 from apiserver.verify import Unverified, verify
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
 
+pytestmark = pytest.mark.slow  # real processes, started and ended many times
+
 
 def nothing_wrong() -> None:
     """A probe that finds the authenticator in order."""
@@ -177,7 +179,6 @@ def test_removal_lets_what_failed_be_tried_again(machine: Machine) -> None:
     assert apply(machine)
 
 
-@pytest.mark.slow
 def test_a_change_that_fails_leaves_in_force_what_worked_before(machine: Machine) -> None:
     apply(machine)
     good = machine.wanted.digest
@@ -209,7 +210,6 @@ def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(
     assert machine.args == "".join(rewritten)
 
 
-@pytest.mark.slow
 def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(machine: Machine) -> None:
     apply(machine)
     machine.behave(crash="kubernetes-keystone")
@@ -227,7 +227,6 @@ def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(ma
     assert apply(machine, content="something else")
 
 
-@pytest.mark.slow
 def test_a_server_that_crashes_without_our_flags_as_well_gets_them_back(machine: Machine) -> None:
     """Its etcd was away, say."""
     apply(machine)
@@ -443,7 +442,6 @@ def count_effects(monkeypatch: pytest.MonkeyPatch, kill_at: int) -> list[int]:
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["server keeps running", "server is killed as well"])
-@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_apply_ends_well(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, crash: bool
 ) -> None:
@@ -471,7 +469,6 @@ def test_a_charm_killed_at_any_step_of_apply_ends_well(
     assert step > 8
 
 
-@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,7 +492,6 @@ def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
     assert step > 8
 
 
-@pytest.mark.slow
 def test_a_charm_killed_at_any_step_of_removal_is_done_by_the_next_one(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     heard.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hang", "block", "fail", "lie", "deaf"])
 def test_who_does_not_answer_does_not_feed_it(
     tmp_path: Path, authority: Authority, told: Told, fault: str, monkeypatch: pytest.MonkeyPatch
