@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags .ci/run
 
-.PHONY: help venv check format unit testbed test demo bench lock
+.PHONY: help venv check types unit format testbed test demo bench lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,8 +23,13 @@ check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync types unit
+
+types: venv
 	$(BIN)/pyright
-	$(BIN)/pytest tests/unit -m "not slow" --numprocesses 4 --dist worksteal --quiet
+
+unit: venv
+	$(BIN)/pytest tests/unit -m "not slow" --numprocesses 3 --dist worksteal --quiet
 
 format: venv ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
