@@ -115,7 +115,7 @@ def test_no_pattern_is_slow(pattern: str) -> None:
     began = time.perf_counter()
     for path in ("/" + "a" * 2000, "/a" * 1000, "/aaaaaaaaaa" * 180):
         assert not rules.allow(Request(False, "get", path=path))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 20, "it would be hours"
 
 
 # -- from Keystone's rules to texts
