@@ -29,11 +29,6 @@ def show(unit: str, name: str) -> str:
     return done.stdout.strip() if done else ""
 
 
-def active(unit: str) -> bool:
-    """Whether the unit runs. One that is restarted by systemd after a crash does not, for the moment."""
-    return show(unit, "ActiveState") == "active"
-
-
 def restart(unit: str, timeout: float) -> str:
     """Restart a unit, or start it, even one that has failed too often. Returns what systemctl complained about."""
     if show(unit, "ActiveState") == "failed":

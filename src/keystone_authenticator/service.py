@@ -268,7 +268,6 @@ class Service:
         self._settings_part.succeeded(digest)
         self._started = time.time()
         self._policy: Policy | None = None
-        self._policy_path: Path | None = None
         self._policy_ms = 0.0
         self._chain_state = "off"
         self._keystone: Keystone | None = None
@@ -412,7 +411,7 @@ class Service:
         if not self._policy_part.changed((path, stamp(path), naming)):
             return
         if path is None:
-            self._policy, self._policy_path = None, None
+            self._policy = None
             self._policy_part.succeeded(None)
             return
         try:
@@ -427,7 +426,7 @@ class Service:
                 # The last good items, but the names as the settings now want them.
                 self._policy = Policy(self._policy.items, naming)
             return
-        self._policy, self._policy_path, self._policy_ms = policy, path, milliseconds
+        self._policy, self._policy_ms = policy, milliseconds
         self._policy_part.succeeded(digest)
         logger.info("a policy of %d items is in force", len(policy.items))
 
