@@ -4,6 +4,7 @@ This package owns our flags on the API server and nothing else: it does not know
 authenticator. What it needs of them comes in by value (`Desired`) or as a callable (`probe`, `announce`).
 
     detect("auto")     which kind of cluster this machine belongs to: one module a layout, see `layouts.py`
+    evidence(...)      by what it was recognised
     wired()            the layout that our files are in, whatever has become of it since: for `remove`
     check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
     chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
@@ -15,7 +16,7 @@ Nothing of this is needed while the cluster runs. What keeps it safe then is a s
 server (`templates/apiserver/apiserver-flags`) and the one file that it obeys (`wanted.py`).
 """
 
-from apiserver.layouts import detect, wired
+from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
     ApplyFailed,
@@ -53,6 +54,7 @@ __all__ = [
     "chain",
     "check",
     "detect",
+    "evidence",
     "remove",
     "state",
     "wired",

@@ -19,6 +19,8 @@ class Charmed:
     place: Place
     name: str = "charmed"
     service: str = "snap.kube-apiserver.daemon.service"
+    args_folder: None = None
+    whole_values: bool = False
 
     @property
     def args_file(self) -> Path:

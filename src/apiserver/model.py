@@ -46,6 +46,10 @@ class ApplyFailed(WiringError):
         self.log = log
 
 
+MANAGED = "00-snap-managed"
+"""The file that says that a layout's `args_folder` is in use."""
+
+
 class Flag(NamedTuple):
     """One flag of the API server: `Flag("authorization-mode", "Webhook")` is `--authorization-mode="Webhook"`."""
 
@@ -146,6 +150,19 @@ class Layout(Protocol):
     @property
     def args_file(self) -> Path:
         """The file with the flags."""
+        ...
+
+    @property
+    def args_folder(self) -> Path | None:
+        """A folder that takes the file's place where its owner has put `MANAGED` into it; of a flag the last counts."""
+        ...
+
+    @property
+    def whole_values(self) -> bool:
+        """Whether somebody makes one flag of several of a name, so that each of ours has to be whole.
+
+        Ours then take the place of others' lines, and are in the file no longer than a start takes.
+        """
         ...
 
     @property

@@ -21,7 +21,8 @@ import requests
 import requests.adapters
 import yaml
 
-from apiserver.args import Args, parse
+from apiserver import args
+from apiserver.args import Args
 from apiserver.model import Layout
 
 _SECONDS = 10  # for one request
@@ -99,11 +100,11 @@ def verify(layout: Layout, ready: float, token: float, between: float) -> None:
     _wait(layout, _token_good, token, between)
 
 
-def local_address(args: Args) -> tuple[str, int]:
+def local_address(flags: Args) -> tuple[str, int]:
     """Where the API server with these flags listens, as seen from this machine."""
     try:
-        bound = ipaddress.ip_address(args.last("bind-address") or "::")
-        port = int(args.last("secure-port") or 6443)
+        bound = ipaddress.ip_address(flags.last("bind-address") or "::")
+        port = int(flags.last("secure-port") or 6443)
     except ValueError as error:
         raise Unverified(f"cannot tell where the API server listens: {error}") from None
     if bound.is_unspecified:
@@ -152,9 +153,9 @@ def _session(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
     try:
-        host, port = local_address(parse(layout.args_file.read_text(errors="replace")))
+        host, port = local_address(args.read(layout))
     except OSError as error:
-        raise Unverified(f"cannot read {layout.args_file}: {error.strerror}") from None
+        raise Unverified(f"cannot read {error.filename}: {error.strerror}") from None
     with requests.Session() as session, tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder:
         session.trust_env = False  # no proxy between this machine and itself
         session.mount("https://", _Adapter(admin.host))

@@ -53,11 +53,7 @@ def check(layout: Layout, authorization: bool) -> None:
     """
     if not authorization:
         return
-    try:
-        text = layout.args_file.read_text(errors="replace")
-    except OSError as error:
-        raise WiringError(f"cannot read the API server's flags: {error}") from None
-    flags = args.parse(args.others(text, layout.config_folder))
+    flags = args.parse(script.others(layout))
     unset = "unset `policy`, or take the other out first; nothing was changed"
     if flags.last("authorization-config"):
         raise Conflict(
@@ -69,10 +65,11 @@ def check(layout: Layout, authorization: bool) -> None:
             "another authorization webhook is set already, --authorization-webhook-config-file="
             f"{flags.last('authorization-webhook-config-file')}, and there can be one only: {unset}"
         )
-    modes = flags.items("authorization-mode")
+    modes = args.modes(layout, flags)
     if not modes:
+        where = ", ".join(str(path) for path in args.sources(layout))
         raise Conflict(
-            f"no --authorization-mode is set in {layout.args_file}, so everything is allowed to everybody and `policy` "
+            f"no --authorization-mode is set in {where}, so everything is allowed to everybody and `policy` "
             "would never be asked: set one (usually Node,RBAC), or unset `policy`; nothing was changed"
         )
     for mode, problem in (
@@ -158,6 +155,7 @@ def remove(
                 verify(layout, patience.removal, patience.token, patience.between)
             except Unverified as error:
                 logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
+        _cut(layout)  # once more: whoever was about to write the file back has done it by now
         script.uninstall(layout)
         if layout.config_folder.exists():
             shutil.rmtree(layout.config_folder)
@@ -357,13 +355,13 @@ def _in_force(layout: Layout, what: Wanted) -> bool:
     """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
     running = systemd.running_args(layout.service)
     flags = args.parse("\n".join(what.lines[1:])).flags  # the first only marks the block's beginning
-    return running is not None and set(flags) <= set(running.flags)
+    return running is not None and all(running.include(flag) for flag in flags)
 
 
 def _cut(layout: Layout) -> None:
-    """Take our lines out of the args file, where there are any."""
-    text = files.read(layout.args_file)
-    if text is None or str(layout.config_folder).encode() not in text:
+    """Take our flags out of the args file or folder, where there are any."""
+    texts = [files.read(path) or b"" for path in (layout.args_file, script.own_file(layout)) if path]
+    if not any(str(layout.config_folder).encode() in text for text in texts):
         return
     script.install_script(layout)
     script.run(layout, "cut")
