@@ -118,5 +118,6 @@ def show_webhook_config(places: Places, place: apiserver.Place, config: CharmCon
     if layout is None:
         results["commands"] = flags.commands(config.listen, shown, authorization=config.authorization)
     else:
+        results["layout"] = f"{layout.name}, {apiserver.evidence(layout)}"
         results["state"] = apiserver.state(layout).kind.value
     return results

@@ -128,6 +128,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             logger.warning("policy: %s", warning)
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         if layout is not None:
+            logger.info("api-server=%s: %s, %s", config.api_server, layout.name, apiserver.evidence(layout))
+        if layout is not None:
             apiserver.check(layout, config.authorization)
         authenticator.check_ports(self.places, config.listen)
         self._check_new_urls(config)

@@ -2,6 +2,8 @@
 
 The token is the administrator's of this machine (on Charmed Kubernetes one that the cluster's token webhook knows): it
 is what our flag puts at risk. `anonymous-auth=false` makes an unauthenticated `/readyz` a 401, so all is asked with it.
+An administrator with a certificate proves nothing about tokens; there the API server is asked whether it reaches its
+token webhook, by a review of a token that nobody has.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +142,7 @@ def _token_good(layout: Layout) -> None:
         if answer.status_code == 404:  # before Kubernetes 1.28
             answer = session.get(f"{url}/api", timeout=_SECONDS)
         readyz = session.get(f"{url}/readyz", timeout=_SECONDS)
+        unreached = "" if "Authorization" in session.headers else _unreached_webhook(session, url)
     # 403 means known, but not allowed: as good a token as before.
     if answer.status_code not in (200, 201, 403):
         raise Unverified(
@@ -146,6 +150,24 @@ def _token_good(layout: Layout) -> None:
         )
     if readyz.status_code not in (200, 403):
         raise Unverified(f"the API server's /readyz says {readyz.status_code}")
+    if unreached:
+        raise Unverified(f"the API server cannot ask its token webhook: {unreached}")
+
+
+def _unreached_webhook(session: requests.Session, url: str) -> str:
+    """Say why the API server cannot ask its token webhook; empty if it can, has none, or does not say."""
+    review = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": f"kubernetes-keystone-{secrets.token_urlsafe(24)}"},
+    }
+    answer = session.post(f"{url}/apis/authentication.k8s.io/v1/tokenreviews", json=review, timeout=_SECONDS)
+    try:
+        error = str(answer.json()["status"].get("error", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    # Its HTTP client's errors name the call; a webhook that was asked is reported in its own words, or not at all.
+    return error[:300] if 'Post "http' in error else ""
 
 
 @contextlib.contextmanager

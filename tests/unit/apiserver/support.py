@@ -379,6 +379,9 @@ class Machine(Tree):
         }
         self.layout.admin_kubeconfig.parent.mkdir(parents=True)
         self.layout.admin_kubeconfig.write_text(yaml.safe_dump(kubeconfig))
+        pair = {"client-certificate-data": certificate[0], "client-key-data": certificate[1]}
+        user = {name: base64.b64encode(data).decode() for name, data in pair.items()}
+        self.with_certificate = yaml.safe_dump({**kubeconfig, "users": [{"name": "u", "user": user}]})
         (root.parent / "server.pem").write_bytes(certificate[0] + certificate[1])
         self.systemd = Systemd(self)
 
@@ -386,7 +389,8 @@ class Machine(Tree):
         """Tell the API server's stand-in how to behave from its next start on.
 
         crash: end 0.1 s after the start if this text is among its arguments; deaf: /readyz says 500 with this text;
-        lockout: cluster tokens are refused with it.
+        lockout: cluster tokens are refused with it; certificate: who shows no token is known; unreached: the token
+        webhook that it is given cannot be asked.
         """
         self.behaviour_file.write_text(json.dumps(how))
 

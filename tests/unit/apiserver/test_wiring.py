@@ -154,6 +154,18 @@ def test_a_server_that_does_not_work_with_our_flags_gets_its_own_back(
     assert not any(TOKEN in line or "gAAAAA" in line for line in error.log)
 
 
+def test_an_administrator_with_a_certificate_still_shows_a_webhook_that_is_not_reached(machine: Machine) -> None:
+    before = machine.args
+    machine.layout.admin_kubeconfig.write_text(machine.with_certificate)
+    machine.behave(certificate="--secure-port", unreached="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert "cannot ask its token webhook: Post" in apply_fails(machine).reason
+    assert not machine.in_force
+    assert machine.args == before
+    machine.behave(certificate="--secure-port")
+    assert apply(machine, content="another")
+
+
 def test_the_log_of_a_crash_is_told_without_the_secrets_in_it(machine: Machine) -> None:
     machine.behave(crash="kubernetes-keystone")
     log = apply_fails(machine).log
@@ -211,9 +223,8 @@ def test_a_file_that_others_merge_has_nothing_of_ours_once_it_has_been_read(mach
     assert machine.in_force
 
 
+@pytest.mark.parametrize("machine", ["canonical"], indirect=True)
 def test_an_owner_who_wrote_our_flags_down_in_the_middle_of_a_start_loses_no_webhook(machine: Machine) -> None:
-    if machine.kind != "canonical":
-        pytest.skip("nobody merges the file of this layout")
     machine.args = before = canonical_charm(machine.args)
     apiserver.chain(machine.layout)
     apply(machine, authorization=True)
@@ -230,10 +241,9 @@ def test_an_owner_who_wrote_our_flags_down_in_the_middle_of_a_start_loses_no_web
     assert not machine.in_force
 
 
+@pytest.mark.parametrize("machine", ["canonical"], indirect=True)
 def test_removal_undoes_what_was_written_back_while_it_restarted_the_server(machine: Machine) -> None:
     """By a daemon that had read the file in the middle of a start, and writes it when we think that we are out."""
-    if machine.kind != "canonical":
-        pytest.skip("nobody merges the file of this layout")
     before = machine.args
     apply(machine, authorization=True)
     machine.script("start")

@@ -303,6 +303,9 @@ class FakeWiring:
         self._step("detect")
         return self.layout
 
+    def evidence(self, layout: FakeLayout) -> str:
+        return f"{layout.service} with its flags"
+
     def wired(self, _: apiserver.Place) -> FakeLayout | None:
         return self.layout if self.desired else None
 
@@ -340,7 +343,7 @@ class FakeWiring:
 @pytest.fixture
 def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
     fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root)), machine)
-    for name in ("detect", "wired", "check", "chain", "apply", "remove", "state"):
+    for name in ("detect", "evidence", "wired", "check", "chain", "apply", "remove", "state"):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     return fake
 

@@ -84,6 +84,12 @@ def test_the_api_servers_restart_is_announced_in_status_and_log(unit):
     assert "restarting the API server with Keystone's flags" in unit.log
 
 
+def test_what_auto_has_found_is_said_and_why(unit):
+    unit.run()
+
+    assert "api-server=auto: charmed, snap.kube-apiserver.daemon.service with its flags" in unit.log
+
+
 def test_from_one_policy_to_another_nothing_restarts(unit, machine, wiring):
     unit.configure(policy=POLICY).run()
     machine.forget_calls()
