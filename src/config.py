@@ -24,8 +24,8 @@ PRIVATE_PORT = 8444
 """The authenticator's private listener: health and state, no tokens."""
 UPSTREAM_PORT = 8445
 """Where an operator's own k8s-keystone-auth listens, on loopback."""
-LAYOUTS = ("charmed", "canonical")
-LATER_LAYOUTS = ("microk8s", "static-pod")
+LAYOUTS = ("charmed", "canonical", "microk8s")
+LATER_LAYOUTS = ("static-pod",)
 
 
 class Listen(pydantic.BaseModel, frozen=True):

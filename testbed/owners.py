@@ -32,3 +32,11 @@ def canonical_daemon(text: str, update: Mapping[str, str] | None = None, delete:
             lines.append(line)
     lines += [f"{name}={value}" for name, value in wanted.items() if name not in seen]
     return "".join(f"{line}\n" for line in sorted(lines))
+
+
+def microk8s_tools(text: str, name: str, value: str) -> str:
+    """Give what MicroK8s' own tools write to set a flag: the value in every line of its name, or a new first line."""
+    lines = text.split("\n")
+    if not any(line.startswith(f"--{name}=") for line in lines):
+        return f"--{name}={value}\n{text}"
+    return "\n".join(f"--{name}={value}" if line.startswith(f"--{name}=") else line for line in lines)

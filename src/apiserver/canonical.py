@@ -24,6 +24,7 @@ class Canonical:
     name: str = "canonical"
     service: str = "snap.k8s.kube-apiserver.service"
     whole_values: bool = True
+    flags_shown: bool = True
 
     @property
     def args_file(self) -> Path:

@@ -21,6 +21,7 @@ class Charmed:
     service: str = "snap.kube-apiserver.daemon.service"
     args_folder: None = None
     whole_values: bool = False
+    flags_shown: bool = True
 
     @property
     def args_file(self) -> Path:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from apiserver import args, script
 from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
+from apiserver.microk8s import MicroK8s
 from apiserver.model import Ambiguous, Layout, NotFound, Place, Unknown
 
-LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed, Canonical)
+LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed, Canonical, MicroK8s)
 
 
 def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - frozen, and the one default there is

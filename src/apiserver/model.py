@@ -161,8 +161,13 @@ class Layout(Protocol):
     def whole_values(self) -> bool:
         """Whether somebody makes one flag of several of a name, so that each of ours has to be whole.
 
-        Ours then take the place of others' lines, and are in the file no longer than a start takes.
+        Ours then take the place of others' lines, and are in the file no longer than they have to.
         """
+        ...
+
+    @property
+    def flags_shown(self) -> bool:
+        """Whether the command line of the service's process shows the flags that it was given."""
         ...
 
     @property

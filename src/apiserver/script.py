@@ -25,6 +25,11 @@ def own_file(layout: Layout) -> Path | None:
     return layout.args_folder / OWN_FILE if layout.args_folder else None
 
 
+def given_path(layout: Layout) -> Path:
+    """Where the script writes down what the last start was given; it does so where no command line shows it."""
+    return layout.config_folder / "given"
+
+
 def drop_in_path(layout: Layout) -> Path:
     """Where the drop-in lies that has systemd run the script."""
     return layout.place.unit_folder / f"{layout.service}.d/kubernetes-keystone.conf"
@@ -112,6 +117,7 @@ def _render(name: str, layout: Layout) -> bytes:
         "managed": MANAGED,
         "own_file": own_file(layout) or "",
         "whole_values": "yes" if layout.whole_values else "",
+        "flags_shown": "yes" if layout.flags_shown else "",
         "working_folder": layout.working_folder,
         "config_folder": layout.config_folder,
         "service": layout.service,

@@ -347,15 +347,25 @@ class _Verified:
 
 
 def _running_with_ours(layout: Layout) -> bool:
+    if not layout.flags_shown:
+        return _given(layout) is not None
     running = systemd.running_args(layout.service)
     return running is not None and running.mentions(layout.config_folder)
 
 
 def _in_force(layout: Layout, what: Wanted) -> bool:
     """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
+    if not layout.flags_shown:
+        return _given(layout) == ("yes", what.digest)
     running = systemd.running_args(layout.service)
     flags = args.parse("\n".join(what.lines[1:])).flags  # the first only marks the block's beginning
     return running is not None and all(running.include(flag) for flag in flags)
+
+
+def _given(layout: Layout) -> tuple[str, ...] | None:
+    """Give what the script wrote down about the start of the running process: how sure it is, and a digest."""
+    content = files.read(script.given_path(layout))
+    return tuple(content.decode().split()) if content and systemd.running_args(layout.service) is not None else None
 
 
 def _cut(layout: Layout) -> None:

@@ -9,6 +9,12 @@ import threading
 import time
 
 folder, *flags = sys.argv[1:]
+if flags[0].startswith("--apiserver-args-file="):
+    # As kubelite does; it shows none of them.
+    lines = pathlib.Path(flags[0].partition("=")[2]).read_text().splitlines()
+    lines = [line.strip().replace('"', "").replace("'", "") for line in lines]
+    flags = [word for line in lines if line and not line.startswith("#") for word in line.split(" ")]
+    pathlib.Path(folder, "given.json").write_text(json.dumps(flags))
 told = json.loads(pathlib.Path(folder, "behaviour.json").read_text())
 port = next(int(word.partition("=")[2]) for word in flags if word.startswith("--secure-port="))
 

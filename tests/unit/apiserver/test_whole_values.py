@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from apiserver import args
-from testbed.owners import canonical_charm, canonical_daemon
+from testbed.owners import canonical_charm, canonical_daemon, microk8s_tools
 from tests.unit.apiserver.support import Tree
 
 GOLDEN = Path(__file__).parent / "golden"
 MODE = "authorization-mode"
+MODES = re.compile('--authorization-mode="?(Node,RBAC|RBAC,Node)"?\n')
 WEBHOOK = "authentication-token-webhook-config-file"
 
 
@@ -92,7 +93,7 @@ def test_a_mode_that_cannot_be_displaced_keeps_ours_out(canonical: Tree, shape: 
 
 @pytest.mark.parametrize("modes", ["", "--authorization-mode=\n", "--authorization-mode=RBAC,Webhook\n"])
 def test_our_mode_is_never_the_only_one_and_never_given_twice(tree: Tree, modes: str) -> None:
-    tree.args = before = re.sub('--authorization-mode="?Node,RBAC"?\n', modes, tree.args)
+    tree.args = before = MODES.sub(modes, tree.args)
     tree.want(authorization=True)
     done = tree.script("start")
     assert "starting without Keystone" in done.stderr
@@ -210,3 +211,61 @@ def test_half_a_record_undoes_nothing_by_guess(canonical: Tree) -> None:
     record.write_text(record.read_text().removesuffix("end\n"))
     canonical.script("cut")
     assert not canonical.wired
+
+
+# ---- where they stay until the end, and no command line shows them
+
+
+@pytest.fixture
+def microk8s(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "root", "microk8s")
+
+
+def test_microk8s_variables_quotes_and_comments_stay_as_they_are(microk8s: Tree) -> None:
+    before = microk8s.args
+    microk8s.want(authorization=True)
+    start(microk8s)
+    golden(microk8s, "microk8s", before)
+    golden(microk8s, "microk8s-start", microk8s.args)
+    assert microk8s.chained()[3][2] == str(microk8s.webhook), "a path that begins with ${SNAP_DATA}"
+    microk8s.script("stop", SERVICE_RESULT="success")
+    assert microk8s.args == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [(MODE, "Node,RBAC,ABAC"), ("audit-log-maxage", "30"), ("event-ttl", "10m"), (WEBHOOK, "/theirs")],
+)
+def test_what_microk8s_tools_set_while_ours_are_in_stays(microk8s: Tree, flag: str, value: str) -> None:
+    """`microk8s enable rbac` replaces every line of the flag; a second one of ours would be a mode given twice."""
+    as_without_us = microk8s_tools(microk8s.args, flag, value)
+    microk8s.want(authorization=True)
+    start(microk8s)
+    microk8s.args = microk8s_tools(microk8s.args, flag, value)
+    assert flags(microk8s.args)[flag] == [value]
+    microk8s.script("cut")
+    assert microk8s.args == as_without_us
+
+
+def test_an_authorization_of_a_users_own_is_whole_after_ours(microk8s: Tree) -> None:
+    microk8s.want(authorization=True)
+    start(microk8s)
+    for flag, value in (("authorization-webhook-config-file", "/theirs"), (MODE, "RBAC,Node,Webhook")):
+        microk8s.args = microk8s_tools(microk8s.args, flag, value)
+    microk8s.script("cut")
+    left = flags(microk8s.args)
+    assert (left[MODE], left["authorization-webhook-config-file"]) == (["RBAC,Node,Webhook"], ["/theirs"])
+    assert "authorization-webhook-version" not in left
+
+
+def test_it_is_written_down_what_a_start_was_given(microk8s: Tree) -> None:
+    given = microk8s.layout.config_folder / "given"
+    found = microk8s.want(authorization=True)
+    start(microk8s)
+    assert given.read_text() == f"yes {found.digest}\n"
+    assert given.stat().st_mode & 0o777 == 0o600
+    microk8s.script("stop", SERVICE_RESULT="success")
+    assert given.exists(), "the next start says otherwise, not the end of this one"
+    next(iter(microk8s.desired().files)).unlink()
+    microk8s.script("start")
+    assert not given.exists()

@@ -47,7 +47,8 @@ def test_flags_come_into_force_with_one_restart_and_are_confirmed(machine: Machi
     assert apply(machine, authorization=True)
     assert machine.in_force
     assert machine.systemd.restarts == 1
-    assert machine.args.startswith(before)
+    if not machine.layout.whole_values:
+        assert machine.args.startswith(before)
     assert (machine.wanted.stage, machine.wanted.starts) == (wanted.Stage.CONFIRMED, 3)
     assert apiserver.state(machine.layout) == apiserver.State(
         Kind.IN_FORCE, "", machine.desired(authorization=True).digest
@@ -219,8 +220,10 @@ def test_a_file_that_others_merge_has_nothing_of_ours_once_it_has_been_read(mach
         assert machine.args == before
         assert machine.layout.args_file.read_text() == before
     machine.systemd.systemctl(["stop", machine.layout.service])
+    if machine.layout.whole_values:
+        assert machine.args == before
     machine.systemd.systemctl(["start", machine.layout.service])
-    assert machine.in_force
+    machine.wait_for("our flags", lambda: machine.in_force)
 
 
 @pytest.mark.parametrize("machine", ["canonical"], indirect=True)
@@ -259,8 +262,8 @@ def test_removal_undoes_what_was_written_back_while_it_restarted_the_server(mach
 
 
 def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(machine: Machine) -> None:
+    rewritten = machine.args.splitlines(keepends=True)[:-1]
     apply(machine)
-    rewritten = machine.args.splitlines(keepends=True)[:20]
     machine.args = "".join(rewritten)
     assert not apply(machine), "rewritten but not restarted: the running server still has the flags"
     machine.systemd.systemctl(["restart", machine.layout.service])
@@ -654,7 +657,7 @@ def test_check_names_what_is_in_the_way_of_a_policy(tree: Tree, extra: str, name
 
 @pytest.mark.parametrize("mode", ["", '--authorization-mode=""\n'])
 def test_check_wants_an_authorization_mode_to_add_to(tree: Tree, mode: str) -> None:
-    tree.args = re.sub('--authorization-mode="?Node,RBAC"?\n', mode, tree.args)
+    tree.args = re.sub('--authorization-mode="?(Node,RBAC|RBAC,Node)"?\n', mode, tree.args)
     with pytest.raises(Conflict, match="no --authorization-mode is set"):
         apiserver.check(tree.layout, authorization=True)
 
