@@ -189,6 +189,12 @@ class Charmed(Cluster):
         if wait:
             self.wait_ready()
 
+    def owner_sets(self, **flags: str) -> bool:
+        """Play the control-plane charm with other options; see `control_plane_reconcile`."""
+        self.flags |= {name.replace("_", "-"): value for name, value in flags.items()}
+        self.control_plane_reconcile()
+        return True
+
     def wait_ready(self, timeout: float = 120) -> None:
         """Wait until the API server is ready and takes the admin's cluster token.
 
