@@ -63,7 +63,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     @property
     def place(self) -> apiserver.Place:
         """Where the wiring keeps its own."""
-        return apiserver.Place(root=self.places.root)
+        return apiserver.Place(root=self.places.root, unit=self.unit.name)
 
     def _on_any_event(self, _: ops.EventBase) -> None:
         # In relation-broken the relation is still listed, but no longer active.
@@ -72,7 +72,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
-        if isinstance(event, ops.RemoveEvent) and isinstance(self._verdict, ops.BlockedStatus):
+        undone = isinstance(self._verdict, ops.BlockedStatus) or apiserver.wired(self.place) is not None
+        if isinstance(event, ops.RemoveEvent) and undone:
             # The last chance to be heard: after this event the unit, and its status, are gone.
             raise RuntimeError(f"cannot be removed cleanly: {self._verdict.message}")
 
@@ -99,7 +100,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         """Run the steps; what stops them becomes the status, and only faults of ours end with a traceback."""
         try:
             return steps()
-        except (Waiting, apiserver.NotFound, apiserver.NotReady) as error:
+        except (Waiting, apiserver.NotFound, apiserver.NotReady, apiserver.NotOurTurn) as error:
             logger.info("waiting: %s", error)
             return ops.WaitingStatus(_told(error))
         except apiserver.ApplyFailed as error:

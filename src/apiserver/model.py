@@ -34,6 +34,10 @@ class NotReady(WiringError):
     """The API server was not in order before we touched anything, so nothing was added. Wait, and try again."""
 
 
+class NotOurTurn(WiringError):
+    """Another unit restarts its API server, so ours was left as it is. Wait, and try again."""
+
+
 class ApplyFailed(WiringError):
     """The API server did not work with our flags; what was in force before has been put back.
 
@@ -87,11 +91,12 @@ class Desired:
 class Place:
     """Our own paths, all below `root` so that tests can run everything on a temporary tree.
 
-    `reader` is the group that may read the chain file: the authenticator's.
+    `reader` is the group that may read the chain file: the authenticator's. `unit` is who we are to other units.
     """
 
     root: Path = Path("/")
     reader: str = "kubernetes-keystone"
+    unit: str = ""
 
     @property
     def state_folder(self) -> Path:
@@ -107,6 +112,11 @@ class Place:
     def lock(self) -> Path:
         """Held while `wanted` or the args file is changed, by the script as well."""
         return self.state_folder / "wanted.lock"
+
+    @property
+    def lease(self) -> Path:
+        """What one hook leaves the next about the turns of the units (`lease.py`)."""
+        return self.state_folder / "lease"
 
     @property
     def refused(self) -> Path:
@@ -205,6 +215,12 @@ class Patience:
     """for `systemctl restart` itself: a draining API server takes its unit's whole stop time-out, 90 s"""
     removal: float = 60
     """for the server after our flags were taken out for good; being late fails nothing"""
+    turn: float = 120
+    """for another unit's restart that makes no progress; it costs this machine's other hooks as much"""
+    turns: float = 600
+    """for those of several units, one after the other"""
+    lease: float = 420
+    """a unit that died with its turn holds the others up for so long: `restart`, `ready`, `token`, and some"""
     between: float = 1
     """from one attempt to the next"""
 

@@ -99,8 +99,18 @@ def verify(layout: Layout, ready: float, token: float, between: float) -> None:
         Unverified: one of them was not the case in time.
 
     """
-    _wait(layout, _ready, ready, between)
+    wait_until_ready(layout, ready, between)
     _wait(layout, _token_good, token, between)
+
+
+def wait_until_ready(layout: Layout, seconds: float, between: float) -> None:
+    """Wait until `/readyz` says 200, or says that it does not tell this machine's administrator.
+
+    Raises:
+        Unverified: it did not in time.
+
+    """
+    _wait(layout, _ready, seconds, between)
 
 
 def local_address(flags: Args) -> tuple[str, int]:
@@ -128,7 +138,7 @@ def _wait(layout: Layout, attempt: Callable[[Layout], None], seconds: float, bet
 
 
 def _ready(layout: Layout) -> None:
-    with _session(layout) as (session, url):
+    with as_admin(layout) as (session, url):
         answer = session.get(f"{url}/readyz", timeout=_SECONDS)
     # 401 and 403: it is not the server's readiness that stands in the way; the next step tells about the token.
     if answer.status_code not in (200, 401, 403):
@@ -137,7 +147,7 @@ def _ready(layout: Layout) -> None:
 
 def _token_good(layout: Layout) -> None:
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
-    with _session(layout) as (session, url):
+    with as_admin(layout) as (session, url):
         answer = session.post(f"{url}/apis/authentication.k8s.io/v1/selfsubjectreviews", json=review, timeout=_SECONDS)
         if answer.status_code == 404:  # before Kubernetes 1.28
             answer = session.get(f"{url}/api", timeout=_SECONDS)
@@ -171,7 +181,7 @@ def _unreached_webhook(session: requests.Session, url: str) -> str:
 
 
 @contextlib.contextmanager
-def _session(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
+def as_admin(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
     try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apiserver import args, files, script, systemd, wanted
+from apiserver.lease import Turn
 from apiserver.model import (
     ApplyFailed,
     Conflict,
@@ -109,7 +110,8 @@ def apply(
         probe: raises, with an operator's message, unless the authenticator answers a real TokenReview over the
             kubeconfig that is about to be set. Called before any flag is changed, never when there is nothing to do.
             Whatever it raises is passed on as it is.
-        announce: told, in one sentence, what is about to happen before each restart of the API server.
+        announce: told, in one sentence, what is about to happen before each restart of the API server, and whom it has
+            to wait for.
         patience: how long to wait for what.
 
     Returns:
@@ -117,13 +119,15 @@ def apply(
 
     Raises:
         NotReady: the API server was not in order beforehand; nothing was changed.
+        NotOurTurn: another unit restarts its API server; no flag was changed.
         ApplyFailed: it did not work with our flags, now or when the same was tried before; what was in force before
             (other flags of ours that had been verified, or none) is again.
         WiringError: anything else, such as a file that cannot be written.
 
     """
     try:
-        return _Wiring(layout, announce, patience).apply(desired, probe)
+        with Turn(layout, announce, patience) as turn:
+            return _Wiring(layout, announce, patience, turn).apply(desired, probe)
     except OSError as error:
         raise WiringError(f"cannot set the API server's flags: {error}") from error
 
@@ -139,27 +143,31 @@ def remove(
         Whether the API server was restarted: only when it was running with our flags.
 
     Raises:
+        NotOurTurn: another unit restarts its API server; nothing was changed.
         WiringError: our lines could not be taken out of the args file (a disk is full), so the rest stays as well.
 
     """
     place = layout.place
     try:
-        if place.wanted.exists():
-            wanted.forget(place)
-        _cut(layout)
-        restarted = _running_with_ours(layout)
-        if restarted:
-            announce("restarting the API server without Keystone's flags")
-            complaint = systemd.restart(layout.service, patience.restart)
-            try:
-                verify(layout, patience.removal, patience.token, patience.between)
-            except Unverified as error:
-                logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
+        with Turn(layout, announce, patience) as turn:
+            if _running_with_ours(layout):
+                turn.take_if_in_order()
+            if place.wanted.exists():
+                wanted.forget(place)
+            _cut(layout)
+            restarted = _running_with_ours(layout)
+            if restarted:
+                announce("restarting the API server without Keystone's flags")
+                complaint = systemd.restart(layout.service, patience.restart)
+                try:
+                    verify(layout, patience.removal, patience.token, patience.between)
+                except Unverified as error:
+                    logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
         _cut(layout)  # once more: whoever was about to write the file back has done it by now
         script.uninstall(layout)
         if layout.config_folder.exists():
             shutil.rmtree(layout.config_folder)
-        for path in (place.chain_file, place.refused, place.wanted, place.lock):
+        for path in (place.chain_file, place.refused, place.wanted, place.lease, place.lock):
             files.remove(path)
         for folder in (layout.args_file.parent, place.chain_file.parent, place.state_folder):
             (folder / script.TEMPORARY).unlink(missing_ok=True)  # of a script that was killed
@@ -220,6 +228,7 @@ class _Wiring:
     layout: Layout
     announce: Callable[[str], None]
     patience: Patience
+    turn: Turn
 
     def apply(self, desired: Desired, probe: Callable[[], None]) -> bool:
         layout, place = self.layout, self.layout.place
@@ -249,10 +258,10 @@ class _Wiring:
             same = found.digest == desired.digest and not refused
             if same and _in_force(layout, found) and not self._problem() and wanted.confirm(place, desired.digest):
                 return False
-            self._take_out()
+            self._take_out_in_turn()
             found = None
         elif found is None and _running_with_ours(layout):
-            self._take_out()
+            self._take_out_in_turn()
         if refused:
             raise ApplyFailed(refused.reason, refused.log)
 
@@ -263,7 +272,10 @@ class _Wiring:
             found, problem = None, self._problem()
         if problem:
             raise NotReady(f"the API server is not in order, so Keystone's flags are not added: {problem}")
+        if self.turn.take() and (problem := self._problem()):
+            raise NotReady(f"the API server has come out of order, so Keystone's flags are not added: {problem}")
         probe()
+        self.turn.take()  # once more for what comes now, which may take all of its time
         before = _Verified.read(found) if found and found.digest != desired.digest else None
         since = time.time()
         problem = self._try(trial, desired.files, "with Keystone's flags")
@@ -305,9 +317,16 @@ class _Wiring:
 
     def _put_back(self, before: _Verified | None) -> None:
         """After a failed trial: what had been verified before it, else nothing of ours."""
+        self.turn.renew()
         how = "with the Keystone flags that it had before"
         if before is None or self._try(before.trial, before.contents, how):
             self._take_out(start=True)
+
+    def _take_out_in_turn(self) -> None:
+        """Take ours out of a server that may work well with them."""
+        if _running_with_ours(self.layout):
+            self.turn.take_if_in_order()
+        self._take_out()
 
     def _take_out(self, start: bool = False) -> None:
         """Nothing of ours from now on; restart the API server if it runs with our flags, or failed, perhaps for them.
@@ -317,6 +336,7 @@ class _Wiring:
 
         """
         layout, patience = self.layout, self.patience
+        self.turn.renew()
         wanted.forget(layout.place)
         _cut(layout)
         complaint = ""

@@ -1,5 +1,6 @@
-"""Plays the API server: `/readyz` and SelfSubjectReview over TLS, on the port in its flags. Does as a file says."""
+"""Plays the API server: `/readyz`, SelfSubjectReview, one Lease; TLS, on the port in its flags. Does as a file says."""
 
+import fcntl
 import http.server
 import json
 import pathlib
@@ -23,6 +24,36 @@ def is_so(what: str) -> bool:
     return what in told and any(told[what] in word for word in flags)
 
 
+def lease(method: str, path: str, body: dict) -> tuple[int, dict]:
+    """Answer as the API does; what there is lies in a file, as in an etcd, which several of these may share."""
+    if is_so("forbidden"):
+        return 403, {"message": "leases are not for you"}
+    with pathlib.Path(folder, "leases.json").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        versions, found = json.loads(file.read() or "[0, null]")
+        meant = body.get("preconditions") or body.get("metadata") or {}
+        if method == "POST":
+            assert path.endswith("/leases")
+            if found:
+                return 409, {"message": "already exists"}
+        elif not found:
+            return 404, {"message": "not found"}
+        elif method == "GET":
+            return 200, found
+        elif any(meant[key] != found["metadata"][key] for key in ("uid", "resourceVersion")):
+            return 409, {"message": "the object has been modified"}
+        versions += 1
+        if method == "DELETE":
+            found = None
+        else:
+            uid = found["metadata"]["uid"] if found else f"uid-{versions}"
+            found = {**body, "metadata": {**body["metadata"], "uid": uid, "resourceVersion": str(versions)}}
+        file.truncate(0)
+        file.write(json.dumps([versions, found]))
+    return (201 if method == "POST" else 200), found or {"status": "Success"}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Knows one token (or nobody's, in the place of a certificate), and a few paths."""
 
@@ -33,15 +64,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         known = token == "Bearer admin::cluster-token-0123456789abcdef" or (token is None and is_so("certificate"))
         known = known and not is_so("lockout")
         code = 401 if not known else 500 if is_so("deaf") else 200
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(201 if code == 200 and self.command == "POST" else code)
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status = {"error": 'Post "https://127.0.0.1:8443/webhook": refused' if is_so("unreached") else "invalid token"}
-        body = json.dumps({"status": status} if self.path.endswith("/tokenreviews") else {}).encode()
+        answer = {"status": status} if self.path.endswith("/tokenreviews") else {}
+        if code == 200 and "/namespaces/kube-system/leases" in self.path:
+            code, answer = lease(self.command, self.path, json.loads(sent or b"{}"))
+        elif code == 200 and self.command == "POST":
+            code = 201
+        body = json.dumps(answer).encode()
+        self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         pass
