@@ -27,6 +27,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from cryptography import x509
@@ -45,7 +46,7 @@ STRIDE = 1 if os.environ.get("EVERY_STEP") else 8
 FIRST_STEP = -random.randrange(STRIDE)
 
 TOKEN = "admin::cluster-token-0123456789abcdef"
-QUICK = Patience(already=1, ready=2, token=0.3, restart=20, removal=1, between=0.05)
+QUICK = Patience(already=1, ready=2, token=0.3, restart=20, removal=1, turn=0.3, turns=5, between=0.05)
 
 # The flags as the control-plane charm writes them, in its order.
 CHARMED_ARGS = """\
@@ -431,6 +432,16 @@ class Machine(Tree):
         if not self.layout.flags_shown:
             return json.loads((self.root.parent / "given.json").read_text())
         return Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+
+    @property
+    def lease(self) -> Any:
+        """The cluster's Lease, None where there is none."""
+        path = self.root.parent / "leases.json"
+        return json.loads(path.read_text())[1] if path.exists() else None
+
+    @lease.setter
+    def lease(self, value: Any) -> None:
+        (self.root.parent / "leases.json").write_text(json.dumps([1000, value]))
 
     @property
     def in_force(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import apiserver
-from apiserver import Conflict, Kind, files, layouts, script, systemd, wanted, wiring
+from apiserver import Conflict, Kind, files, layouts, lease, script, systemd, wanted, wiring
 from apiserver.verify import Unverified, verify
 from testbed.owners import canonical_charm
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
@@ -206,6 +206,86 @@ def test_a_change_that_fails_leaves_in_force_what_worked_before(machine: Machine
     assert "taken back" in state.reason
     assert not apply(machine)
     assert apiserver.state(machine.layout).reason == ""
+
+
+# ---- one unit at a time
+
+
+def others_turn(machine: Machine) -> None:
+    """Another unit restarts its API server, for longer than we wait."""
+    metadata = {"name": lease.NAME, "namespace": lease.NAMESPACE, "uid": "u", "resourceVersion": "1"}
+    machine.lease = {
+        "metadata": metadata,
+        "spec": {"holderIdentity": "kubernetes-keystone/7", "leaseDurationSeconds": 420},
+    }
+
+
+def test_no_flag_is_added_while_another_unit_restarts_its_server(machine: Machine) -> None:
+    before, process = machine.args, machine.systemd.process
+    others_turn(machine)
+    with pytest.raises(apiserver.NotOurTurn, match="another unit restarts its API server: kubernetes-keystone/7"):
+        apiserver.apply(machine.layout, machine.desired(), nothing_wrong, lambda _: None, QUICK)
+    assert (machine.args, machine.systemd.process) == (before, process)
+    assert apiserver.state(machine.layout).kind is Kind.ABSENT
+    machine.lease = None
+    assert apply(machine)
+    assert machine.lease is None
+
+
+def test_no_flag_is_taken_out_while_another_unit_restarts_its_server(machine: Machine) -> None:
+    apply(machine)
+    process = machine.systemd.process
+    others_turn(machine)
+    with pytest.raises(apiserver.NotOurTurn):
+        apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.systemd.process is process
+    assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+    machine.lease = None
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.lease is None
+
+
+def test_flags_are_taken_out_of_a_server_that_is_down_or_not_ready_whoever_has_the_turn(machine: Machine) -> None:
+    before = machine.args
+    apply(machine)
+    machine.behave(deaf="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    others_turn(machine)
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
+    assert not machine.in_force
+    assert machine.lease is not None
+
+
+def test_a_hook_with_nothing_to_do_asks_for_no_turn(machine: Machine) -> None:
+    apply(machine)
+    others_turn(machine)
+    assert not apply(machine)
+    machine.systemd.systemctl(["stop", machine.layout.service])
+    assert not apiserver.remove(machine.layout, patience=QUICK), "nothing has to be restarted"
+
+
+def test_the_turn_is_held_through_the_restart_and_given_back_after_it(machine: Machine) -> None:
+    held: list[bool] = []
+    restart = machine.systemd.systemctl
+
+    def watched(words: list[str]) -> tuple[int, str, str]:
+        if "restart" in words:
+            held.append(machine.lease is not None)
+        return restart(words)
+
+    machine.systemd.systemctl = watched
+    apply(machine)
+    apply(machine, content="another")
+    apiserver.remove(machine.layout, patience=QUICK)
+    assert held == [True, True, True]
+    assert machine.lease is None
+
+
+def test_a_trial_that_fails_gives_the_turn_back(machine: Machine) -> None:
+    machine.behave(lockout="kubernetes-keystone")
+    apply_fails(machine)
+    assert machine.lease is None
 
 
 # ---- what happens on its own
@@ -503,6 +583,7 @@ def count_effects(monkeypatch: pytest.MonkeyPatch, kill_at: int) -> list[int]:
     monkeypatch.setattr(systemd, "restart", guarded(systemd.restart))
     monkeypatch.setattr(systemd, "daemon_reload", guarded(systemd.daemon_reload))
     monkeypatch.setattr(wiring, "verify", guarded(wiring.verify))
+    monkeypatch.setattr(lease.Turn, "_send", guarded(lease.Turn._send))
     return count
 
 
@@ -527,6 +608,7 @@ def test_a_charm_killed_at_any_step_of_apply_ends_well(
         machine.systemd.began.clear()
         apply(machine, content=f"certificate {step}")
         assert machine.in_force, f"killed at step {step}"
+        assert machine.lease is None, f"killed at step {step}"
         assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
         if random.random() < 0.5:  # the next one starts from nothing, or from what is in force
             apiserver.remove(machine.layout, patience=QUICK)
@@ -553,6 +635,7 @@ def test_a_charm_killed_at_any_step_of_a_failing_apply_ends_without_our_flags(
         machine.systemd.began.clear()
         apply_fails(machine, content=f"certificate {step}")
         assert not machine.in_force, f"killed at step {step}"
+        assert machine.lease is None, f"killed at step {step}"
         assert machine.args == before
     assert step > 8
 
