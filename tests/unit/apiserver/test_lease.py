@@ -470,7 +470,7 @@ from apiserver.charmed import Charmed
 from apiserver.lease import Turn
 root, number, reader, inside = sys.argv[1:]
 layout = Charmed(Place(Path(root), reader, f"kubernetes-keystone/{number}"))
-patience = Patience(already=20, turn=60, turns=120, lease=5, between=0.01)
+patience = Patience(already=20, turn=60, turns=120, lease=10, between=0.01)
 turns = 0
 while turns < 5:
     with Turn(layout, lambda _: None, patience) as turn:

@@ -208,6 +208,7 @@ def test_warnings_of_a_policy_are_logged(unit):
         (("detect", apiserver.Ambiguous("charmed, microk8s")), ops.BlockedStatus("charmed, microk8s")),
         (("check", apiserver.Conflict("another webhook")), ops.BlockedStatus("another webhook")),
         (("apply", apiserver.NotReady("not ready yet")), ops.WaitingStatus("not ready yet")),
+        (("apply", apiserver.NotOurTurn("another unit restarts")), ops.WaitingStatus("another unit restarts")),
         (
             ("apply", apiserver.ApplyFailed("it crashed", ("a line",))),
             ops.BlockedStatus("it crashed. To try again: set api-server=manual, then api-server=auto"),
@@ -349,6 +350,20 @@ def test_a_failed_removal_keeps_the_service_for_the_flags_that_still_lead_to_it(
     assert machine.active(authenticator.SERVICE)
     with pytest.raises(Exception, match="read-only"):
         unit.run("remove")
+
+
+def test_a_unit_that_has_to_wait_for_another_does_not_go_before_its_flags_are_out(unit, machine, wiring):
+    unit.run()
+    wiring.raises = {"remove": apiserver.NotOurTurn("another unit restarts its API server: kubernetes-keystone/1")}
+
+    for event in ("relation_broken", "stop"):
+        assert unit.run(event) == ops.WaitingStatus("another unit restarts its API server: kubernetes-keystone/1")
+    assert machine.active(authenticator.SERVICE)
+    with pytest.raises(Exception, match="cannot be removed cleanly: another unit"):
+        unit.run("remove")
+    wiring.raises = {}
+    unit.run("remove")
+    assert machine.snapshot() == {}
 
 
 def test_an_upgrade_brings_the_new_program_and_keeps_the_one_before(unit, machine):
