@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from testbed import setup
-from testbed.certificates import pem
+from testbed.certificates import Authority, pem
 from testbed.cluster import CIPHERS, ETCD, HERE, NODE, Cluster, ClusterToken
+from testbed.machine import Machine
 
 API_SERVER = "snap.kube-apiserver.daemon.service"
 AUTH_WEBHOOK = "cdk.master.auth-webhook.service"
@@ -29,11 +30,41 @@ def _cluster_token(uid: str, username: str, *groups: str) -> ClusterToken:
     return ClusterToken(username, groups, f"{uid}::{secrets.token_urlsafe(24)}")
 
 
+def cluster_tokens() -> dict[str, ClusterToken]:
+    """Make the tokens that the control-plane charm hands out."""
+    return {
+        "admin": _cluster_token("admin", "admin", "system:masters"),
+        "kubelet": _cluster_token("kubelet-0", f"system:node:{NODE}", "system:nodes"),
+        "kube-controller-manager": _cluster_token("kube-controller-manager", "system:kube-controller-manager"),
+        "kube-scheduler": _cluster_token("kube-scheduler", "system:kube-scheduler"),
+        "kube-proxy": _cluster_token("kube-proxy", "system:kube-proxy"),
+    }
+
+
+def _signer() -> bytes:
+    return pem(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
+class Family(Protocol):
+    """What several machines of one control plane have in common."""
+
+    authority: Authority
+    service_accounts: bytes
+    tokens: dict[str, ClusterToken]
+    address: str
+    """Of this system, where the balancer listens."""
+
+    def join(self, machine: Machine) -> str:
+        """Let a machine reach what is shared; gives the etcd's URL."""
+        ...
+
+
 class Charmed(Cluster):
     """A machine with a Charmed Kubernetes control plane, up and ready inside the context.
 
     Args:
         name: the machine's host name.
+        family: the others, where it is one of several.
 
     """
 
@@ -42,31 +73,30 @@ class Charmed(Cluster):
     webhook = AUTH_WEBHOOK
     args_path = ARGS
 
-    def __init__(self, name: str = "control-plane-0") -> None:
+    def __init__(self, name: str = "control-plane-0", family: Family | None = None) -> None:
         binds = {"/snap/kube-apiserver/x1": setup.kubernetes(), "/snap/kubectl/x1": setup.kubernetes()}
         super().__init__("Charmed Kubernetes", name, binds)
-        self.tokens = {
-            "admin": _cluster_token("admin", "admin", "system:masters"),
-            "kubelet": _cluster_token("kubelet-0", f"system:node:{NODE}", "system:nodes"),
-            "kube-controller-manager": _cluster_token("kube-controller-manager", "system:kube-controller-manager"),
-            "kube-scheduler": _cluster_token("kube-scheduler", "system:kube-scheduler"),
-            "kube-proxy": _cluster_token("kube-proxy", "system:kube-proxy"),
-        }
+        self.tokens = family.tokens if family else cluster_tokens()
+        self._family = family
+        if family:
+            self._authority = family.authority
+            self.ca = family.authority.certificate
 
     def _install(self) -> None:
         machine, address = self.machine, self.machine.address
         names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", machine.name]
+        if self._family:
+            names.append(self._family.address)
         server = self._authority.sign("kube-apiserver", hosts=[*names, "127.0.0.1", "10.152.183.1", address])
         client = self._authority.sign("system:kube-apiserver")
         webhook = self._authority.sign("auth-webhook", organization="system:masters")
-        signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         files: dict[str, bytes] = {
             "ca.crt": self.ca,
             "server.crt": server.certificate,
             "server.key": server.key,
             "client.crt": client.certificate,
             "client.key": client.key,
-            "serviceaccount.key": pem(signer),
+            "serviceaccount.key": self._family.service_accounts if self._family else _signer(),
             "audit/audit-policy.yaml": yaml.safe_dump(AUDIT_POLICY).encode(),
             "auth-webhook/auth-webhook-conf.yaml": yaml.safe_dump(
                 {
@@ -94,7 +124,8 @@ class Charmed(Cluster):
             machine.write(f"/root/cdk/{name}", content, 0o600)
         machine.write("/root/.kube/config", self._config({"token": self.tokens["admin"].token}), 0o600)
         machine.write("/usr/bin/snap", (HERE / "snap").read_bytes(), 0o755)
-        for unit in (API_SERVER, AUTH_WEBHOOK, ETCD):
+        units = (API_SERVER, AUTH_WEBHOOK) if self._family else (ETCD, API_SERVER, AUTH_WEBHOOK)
+        for unit in units:
             machine.write(f"/etc/systemd/system/{unit}", (HERE / unit).read_bytes())
         machine.shell(
             "mkdir -p /var/snap/kube-apiserver/x1 /var/snap/kube-apiserver/common /snap/bin\n"
@@ -103,7 +134,7 @@ class Charmed(Cluster):
         )
         self._write_args()
         machine.run("systemctl", "daemon-reload")
-        machine.run("systemctl", "enable", "--now", ETCD, API_SERVER, AUTH_WEBHOOK)
+        machine.run("systemctl", "enable", "--now", *units)
 
     def _objects(self) -> list[dict[str, Any]]:
         return [
@@ -148,7 +179,7 @@ class Charmed(Cluster):
             "service-account-key-file": f"{cdk}/serviceaccount.key",
             "kubelet-preferred-address-types": "InternalIP,Hostname,InternalDNS,ExternalDNS,ExternalIP",
             "advertise-address": self.machine.address,
-            "etcd-servers": "http://127.0.0.1:2379",
+            "etcd-servers": self._family.join(self.machine) if self._family else "http://127.0.0.1:2379",
             "authorization-mode": "Node,RBAC",
             "feature-gates": "",
             "enable-admission-plugins": ADMISSION,

@@ -177,8 +177,8 @@ class Cluster(abc.ABC):
         except requests.RequestException:
             return 0
 
-    def _config(self, user: dict[str, Any]) -> str:
-        cluster = {"server": self.server, "certificate-authority-data": base64.b64encode(self.ca).decode()}
+    def _config(self, user: dict[str, Any], server: str | None = None) -> str:
+        cluster = {"server": server or self.server, "certificate-authority-data": base64.b64encode(self.ca).decode()}
         return yaml.safe_dump(
             {
                 "apiVersion": "v1",
@@ -191,11 +191,11 @@ class Cluster(abc.ABC):
             sort_keys=False,
         )
 
-    def kubeconfig(self, token: str) -> Path:
-        """Give a kubeconfig (a file here) for a bearer token."""
+    def kubeconfig(self, token: str, server: str | None = None) -> Path:
+        """Give a kubeconfig (a file here) for a bearer token, and for another server than its own where one is named."""
         path = self.folder / f"{base64.b16encode(secrets.token_bytes(6)).decode()}.kubeconfig"
         path.touch(0o600)
-        path.write_text(self._config({"token": token}))
+        path.write_text(self._config({"token": token}, server))
         return path
 
     def kubectl(

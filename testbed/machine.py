@@ -67,6 +67,7 @@ class Machine:
         self.binds = dict(binds or {})
         self.address = ""
         self.host_address = ""
+        self._beyond: list[str] = []
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._index: int | None = None
 
@@ -161,6 +162,21 @@ class Machine:
             [*there, "link", "set", "host0", "up"],
         ):
             subprocess.run(command, check=True, capture_output=True)
+        for address in self._beyond:
+            self._route(address)
+
+    def reach(self, address: str) -> None:
+        """Let it reach another address of this system, such as the one that this system has for another machine."""
+        if address != self.host_address and address not in self._beyond:
+            self._beyond.append(address)
+            self._route(address)
+
+    def _route(self, address: str) -> None:
+        assert self._nspawn is not None
+        enter = ["nsenter", f"--net=/proc/{self._nspawn.pid}/ns/net"]
+        subprocess.run(
+            [*enter, "ip", "route", "replace", address, "via", self.host_address], check=True, capture_output=True
+        )
 
     def _no_way_out(self) -> list[str]:
         """Give the route for when the machine is off: its packets must not leave this system by the default route."""

@@ -342,7 +342,7 @@ class FakeWiring:
 
 @pytest.fixture
 def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
-    fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root)), machine)
+    fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root, unit="kubernetes-keystone/0")), machine)
     for name in ("detect", "evidence", "wired", "check", "chain", "apply", "remove", "state"):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     return fake

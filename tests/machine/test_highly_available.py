@@ -1,0 +1,260 @@
+"""Several control-plane machines behind a balancer: one API server at a time, and nobody notices more than of a restart.
+
+The tests stand in the order of the story. Two clients run kubectl through the balancer all the time, one with a token of
+the cluster's own, one with Keystone's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from testbed.agent import HookFailed, Unit
+from testbed.charmed import Charmed
+from testbed.highly_available import HighlyAvailable
+from testbed.traffic import lives_of
+
+POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {"default/pods": ["list"]}}])
+LEASE = ["--namespace=kube-system", "get", "lease", "kubernetes-keystone-restart"]
+PAUSE = 0.2
+
+
+class Call(NamedTuple):
+    """One run of kubectl, in Unix times."""
+
+    client: str
+    began: float
+    ended: float
+    failure: str
+
+
+class Down(NamedTuple):
+    """When an API server was not there: from its end to when the balancer saw that it was ready again."""
+
+    began: float
+    ended: float
+    member: str
+
+
+@dataclass
+class Story:
+    """What the tests know of each other."""
+
+    plane: HighlyAvailable
+    units: list[Unit]
+    kubeconfigs: dict[str, Path]
+    args: list[bytes]
+    calls: list[Call] = field(default_factory=list)
+    lost: dict[str, list[Call]] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+
+    def each(self, what: Callable[[Unit], None]) -> None:
+        """Do the same on every unit at once, as Juju does."""
+        with ThreadPoolExecutor(len(self.units)) as pool:
+            for done in [pool.submit(what, unit) for unit in self.units]:
+                done.result()
+
+    def downs(self, since: float) -> list[Down]:
+        """The restarts of all API servers since then, in order."""
+        found = []
+        for member in self.plane.members:
+            seen = self.plane.balancer.seen[member.machine.name]
+            for before, after in itertools.pairwise(lives_of(member)):
+                if before.ending > since:
+                    ready = (one.at for one in seen if one.ready and one.at > after.began)
+                    found.append(Down(before.ending, next(ready, float("inf")), member.machine.name))
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def traffic(self, phase: str, *clients: str) -> Iterator[None]:
+        """Run the clients; afterwards no two API servers may have been down at once."""
+        stop, since = threading.Event(), time.time()
+        calls: list[Call] = []
+        threads = [threading.Thread(target=self._loop, args=(client, stop, calls)) for client in clients]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+            self.settle()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        downs = self.downs(since)
+        self.lost[phase] = [call for call in calls if call.failure]
+        self.restarts[phase] = len(downs)
+        print(f"{phase}: {len(calls)} requests, {len(downs)} restarts, {len(self.lost[phase])} lost")
+        for call in self.lost[phase]:
+            print(f"  {call.client}: {call.failure[-200:]}")
+        for one, other in itertools.pairwise(downs):
+            assert one.ended <= other.began, f"{one} and {other} were down at once"
+
+    def settle(self) -> None:
+        """Wait until the balancer sees every server ready."""
+        for member in self.plane.members:
+            seen = self.plane.balancer.seen[member.machine.name]
+            member.machine.wait(lambda seen=seen: seen[-1].ready, "the balancer to see it", 120)
+
+    def _loop(self, client: str, stop: threading.Event, calls: list[Call]) -> None:
+        what = {"cluster": "namespaces", "keystone": "pods"}[client]
+        command = [str(self.plane.first.kubectl_path), f"--kubeconfig={self.kubeconfigs[client]}", "get", what]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(self.plane.folder)}
+        while not stop.wait(PAUSE):
+            began = time.time()
+            done = subprocess.run(
+                [*command, "--request-timeout=30s"], env=environment, capture_output=True, text=True, timeout=120
+            )
+            calls.append(Call(client, began, time.time(), done.stderr or "no" if done.returncode else ""))
+
+
+@pytest.fixture(scope="module")
+def story(charm: Path) -> Iterator[Story]:
+    with HighlyAvailable(charm=charm) as plane:
+        keystone, first = plane.keystone, plane.first
+        demo = keystone.project("demo")
+        alice = keystone.member("alice", demo)
+        group = f"--group=keystone:project:{demo.id}:role:member"
+        first.kubectl("create", "rolebinding", "demo", "--namespace=default", "--clusterrole=edit", group)
+        kubeconfigs = {
+            client: first.kubeconfig(token, plane.balancer.url)
+            for client, token in (
+                ("cluster", plane.tokens["admin"].token),
+                ("keystone", keystone.token(alice, demo)),
+            )
+        }
+        units = [
+            Unit(member.machine, principal=f"kubernetes-master/{number}", number=number)
+            for number, member in enumerate(plane.members)
+        ]
+        yield Story(plane, units, kubeconfigs, [member.args() for member in plane.members])
+
+
+def one_restart_each(story: Story, since: float) -> None:
+    assert sorted(down.member for down in story.downs(since)) == [one.machine.name for one in story.plane.members]
+
+
+def active(story: Story) -> None:
+    assert [unit.status.name for unit in story.units] == ["active"] * len(story.units), [
+        unit.status for unit in story.units
+    ]
+
+
+def restart(story: Story, member: Charmed) -> None:
+    """Restart an API server as anybody does, and wait until the balancer sees that it is ready."""
+    began = time.time()
+    member.machine.run("systemctl", "restart", member.service)
+    member.wait_ready()
+    seen = story.plane.balancer.seen[member.machine.name]
+    member.machine.wait(lambda: seen[-1].ready and seen[-1].at > began, "the balancer to see it", 120)
+
+
+def test_all_units_deployed_at_once_restart_their_servers_one_after_the_other(story: Story) -> None:
+    since = time.time()
+
+    def deploy(unit: Unit) -> None:
+        unit.deploy(story.plane.charm, {**options(story), "policy": POLICY})
+        unit.relate()
+
+    with story.traffic("deployed", "cluster"):
+        story.each(deploy)
+    active(story)
+    one_restart_each(story, since)
+    told = [status.message for unit in story.units for status in unit.history]
+    assert any("waiting until another unit has restarted its API server: kubernetes-keystone/" in one for one in told)
+
+
+def options(story: Story) -> dict[str, str]:
+    keystone = story.plane.keystone
+    return {"keystone-url": keystone.url, "keystone-ca": keystone.ca.read_text()}
+
+
+def test_restarts_without_us_one_at_a_time_are_what_ours_are_compared_with(story: Story) -> None:
+    with story.traffic("without us", "cluster", "keystone"):
+        for member in story.plane.members:
+            restart(story, member)
+    assert story.restarts["without us"] == len(story.units)
+
+
+def test_a_policy_unset_and_set_again_is_one_restart_each_and_one_at_a_time(story: Story) -> None:
+    for phase, policy in (("policy unset", ""), ("policy set", POLICY)):
+        since = time.time()
+        with story.traffic(phase, "cluster", "keystone"):
+            story.each(lambda unit, policy=policy: unit.configure(policy=policy))
+        active(story)
+        one_restart_each(story, since)
+
+
+def test_an_authenticator_that_is_stopped_is_not_missed(story: Story) -> None:
+    with story.traffic("an authenticator stopped", "cluster", "keystone"):
+        story.plane.first.machine.run("systemctl", "stop", "kubernetes-keystone.service")
+        time.sleep(5)  # a moment of traffic; nothing is waited for
+    assert story.restarts["an authenticator stopped"] == 0
+    assert story.lost["an authenticator stopped"] == []
+
+
+def holder(story: Story) -> int | None:
+    """The number of the unit whose Lease it is."""
+    for member in story.plane.members:
+        done = member.kubectl(*LEASE, "--output=jsonpath={.spec.holderIdentity}", check=False)
+        if done.returncode == 0:
+            return int(done.stdout.split(" on ")[0].rpartition("/")[2])
+    return None
+
+
+def test_a_unit_that_is_killed_with_the_lease_is_waited_for_and_goes_on_with_it(story: Story) -> None:
+    since, failed = time.time(), []
+
+    def configure(unit: Unit) -> None:
+        try:
+            unit.configure(policy="")
+        except HookFailed:
+            failed.append(unit)
+            unit.retry()
+
+    def kill() -> None:
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            found = holder(story)
+            if found is not None:
+                # On the machine, which has processes of its own alone.
+                hook = ["pgrep", "--full", "src/charm.py"]
+                for pid in story.units[found].machine.run(*hook, check=False).stdout.split():
+                    story.units[found].machine.run("kill", "-KILL", pid, check=False)
+                return
+
+    with story.traffic("a unit killed with the Lease", "cluster", "keystone"):
+        killer = threading.Thread(target=kill)
+        killer.start()
+        story.each(configure)
+        killer.join()
+    assert len(failed) == 1
+    active(story)
+    assert {down.member for down in story.downs(since)} == {one.machine.name for one in story.plane.members}
+    assert holder(story) is None
+
+
+def test_all_units_removed_at_once_restart_their_servers_one_after_the_other(story: Story) -> None:
+    since = time.time()
+    with story.traffic("removed", "cluster"):
+        story.each(lambda unit: unit.remove())
+    one_restart_each(story, since)
+    assert [member.args() for member in story.plane.members] == story.args
+    assert holder(story) is None
+
+
+def test_no_more_requests_are_lost_than_in_as_many_restarts_without_us(story: Story) -> None:
+    without = len(story.lost.pop("without us")) / story.restarts.pop("without us")
+    lost, restarts = sum(map(len, story.lost.values())), sum(story.restarts.values())
+    print(f"{lost} requests lost in {restarts} restarts of ours, {without:.1f} in each without us")
+    assert lost <= without * restarts
