@@ -192,7 +192,7 @@ class Cluster(abc.ABC):
         )
 
     def kubeconfig(self, token: str, server: str | None = None) -> Path:
-        """Give a kubeconfig (a file here) for a bearer token, and for another server than its own where one is named."""
+        """Give a kubeconfig (a file here) for a bearer token, and another server where one is named."""
         path = self.folder / f"{base64.b16encode(secrets.token_bytes(6)).decode()}.kubeconfig"
         path.touch(0o600)
         path.write_text(self._config({"token": token}, server))

@@ -1,7 +1,7 @@
-"""Several control-plane machines behind a balancer: one API server at a time, and nobody notices more than of a restart.
+"""Several control-plane machines behind a balancer: one API server at a time, so that nobody notices more than that.
 
-The tests stand in the order of the story. Two clients run kubectl through the balancer all the time, one with a token of
-the cluster's own, one with Keystone's.
+The tests stand in the order of the story. Two clients run kubectl through the balancer all the time, one with a token
+of the cluster's own, one with Keystone's.
 """
 
 from __future__ import annotations
