@@ -76,11 +76,22 @@ class Charmed(Cluster):
     def __init__(self, name: str = "control-plane-0", family: Family | None = None) -> None:
         binds = {"/snap/kube-apiserver/x1": setup.kubernetes(), "/snap/kubectl/x1": setup.kubernetes()}
         super().__init__("Charmed Kubernetes", name, binds)
+<<<<<<< HEAD
         self.tokens = family.tokens if family else cluster_tokens()
         self._family = family
         if family:
             self._authority = family.authority
             self.ca = family.authority.certificate
+=======
+        self.tokens = {
+            "admin": _cluster_token("admin", "admin", "system:masters"),
+            "kubelet": _cluster_token("kubelet-0", f"system:node:{NODE}", "system:nodes"),
+            "kube-controller-manager": _cluster_token("kube-controller-manager", "system:kube-controller-manager"),
+            "kube-scheduler": _cluster_token("kube-scheduler", "system:kube-scheduler"),
+            "kube-proxy": _cluster_token("kube-proxy", "system:kube-proxy"),
+        }
+        self.authn_endpoint = ""
+>>>>>>> layouts
 
     def _install(self) -> None:
         machine, address = self.machine, self.machine.address
@@ -206,6 +217,8 @@ class Charmed(Cluster):
     def control_plane_reconcile(self, *, wait: bool = True, hurried: bool = False) -> None:
         """Play the control-plane charm's reconcile: write all its flags (`self.flags`) anew, restart both services.
 
+        Its option `authn-webhook-endpoint` is `self.authn_endpoint`.
+
         Args:
             wait: whether to return only when the cluster's own tokens are good again.
             hurried: do not give the webhook the moment that it takes to load its tokens before the API server goes. It
@@ -213,6 +226,12 @@ class Charmed(Cluster):
 
         """
         self._write_args()
+        program = (
+            (HERE / "auth-webhook.py")
+            .read_text()
+            .replace('CUSTOM_AUTHN_ENDPOINT = ""', f"CUSTOM_AUTHN_ENDPOINT = '{self.authn_endpoint}'")
+        )
+        self.machine.write("/root/cdk/auth-webhook/auth-webhook.py", program, 0o600)
         self.machine.run("systemctl", "restart", AUTH_WEBHOOK)
         if not hurried:
             self.machine.wait(self._webhook_knows_its_tokens, "the cluster's token webhook", 60)
