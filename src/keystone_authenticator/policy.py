@@ -315,7 +315,7 @@ class _Checker:
         for key, verbs in self.mapping(value, path, None).items():
             here = (*path, key)
             self.verbs(verbs, here, _RESOURCE_VERBS, fold=True)
-            halves = [half.strip().lower() for half in _split(key)]
+            halves = [_lowered(half) for half in _split(key)]
             if self.upstream_compatible is True and key.count("/") != 1:
                 self.warn(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
                 continue
@@ -462,6 +462,9 @@ class _Pattern:
 
 
 _EVERYTHING = _Pattern(frozenset(), everything=True)
+_NOTHING = _Pattern(frozenset())
+# What upstream trims off a key (Go's unicode.IsSpace); Python's strip() takes four control characters more.
+_SPACE = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace() and letter not in "\x1c\x1d\x1e\x1f")
 _LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
 
 
@@ -496,17 +499,47 @@ def _pattern(half: str) -> _Pattern:
             raise ValueError(f"{half!r} is not a list of quoted names")
         negated = bool(listed[1])
         if "*" in names:
-            return _Pattern(frozenset()) if negated else _EVERYTHING
+            return _NOTHING if negated else _EVERYTHING
         return _Pattern(frozenset(names), negated=negated)
     if "[" in half or "]" in half:
         raise ValueError(f"{half!r} is not a list of quoted names")
     if half == "*":
         return _EVERYTHING
     if half == "!*":
-        return _Pattern(frozenset())
+        return _NOTHING
     if half.startswith("!"):
         return _Pattern(frozenset((half[1:],)), negated=True)
     return _Pattern(frozenset((half,)))
+
+
+@lru_cache(maxsize=4096)
+def _upstream_pattern(half: str) -> _Pattern:
+    """The same as upstream reads it: what is no list is a name, and `null` in a list is nothing."""
+    if half == "*":
+        return _EVERYTHING
+    literally = _Pattern(frozenset((half,)))
+    negated = half.startswith("!")
+    names: list[Any] = [half.removeprefix("!")]
+    if names[0].startswith("["):
+        if names[0].find("]") != len(names[0]) - 1:
+            return literally
+        try:
+            names = [name for name in orjson.loads(names[0].replace("'", '"')) if name is not None]
+        except orjson.JSONDecodeError:
+            return literally
+        if not all(isinstance(name, str) for name in names):
+            return literally
+    elif not negated:
+        return literally
+    if "*" in names:
+        return _NOTHING if negated else _EVERYTHING
+    return _Pattern(frozenset(names), negated=negated)
+
+
+def _lowered(half: str) -> str:
+    """A half of a version 1 key as it is compared: trimmed and lowered, letter by letter as Go does it."""
+    half = half.strip(_SPACE)
+    return half.lower() if half.isascii() else half.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
 
 
 class _Subjects(NamedTuple):
@@ -681,30 +714,41 @@ class Policy:
 
     def _compile(self, number: int, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
         # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
+        for half in (self._compile_resources(item), self._compile_paths(item)):
+            yield from self._unless_dead(number, half)
+
+    def _unless_dead(
+        self, number: int, half: Iterator[tuple[_Rule, list[_What]]]
+    ) -> Iterator[tuple[_Rule, list[_What]]]:
         try:
-            if item.get("resource_permissions") is not None:
-                subjects = self._subjects(item, ())
-                for key, verbs in item["resource_permissions"].items():
-                    yield from self._key(subjects, key, verbs)
-            elif item.get("resource") is not None:
-                yield _resource(self._subjects(item, item.get("match") or ()), item["resource"])
-            if item.get("nonresource_permissions") is not None:
-                subjects = self._subjects(item, ())
-                for path, verbs in item["nonresource_permissions"].items():
-                    yield _exact_path(subjects, verbs, path)
-            elif item.get("nonresource") is not None:
-                yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
+            yield from half
         except ValueError as error:
             self._dead[number] = str(error)
+
+    def _compile_resources(self, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
+        if item.get("resource_permissions") is not None:
+            subjects = self._subjects(item, ())
+            for key, verbs in item["resource_permissions"].items():
+                yield from self._key(subjects, key, verbs)
+        elif item.get("resource") is not None:
+            yield _resource(self._subjects(item, item.get("match") or ()), item["resource"])
+
+    def _compile_paths(self, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
+        if item.get("nonresource_permissions") is not None:
+            subjects = self._subjects(item, ())
+            for path, verbs in item["nonresource_permissions"].items():
+                yield _exact_path(subjects, verbs, path)
+        elif item.get("nonresource") is not None:
+            yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
 
     def _key(self, subjects: _Subjects, key: str, verbs: list[str]) -> Iterator[tuple[_Rule, list[_What]]]:
         """One entry of version 1's resource_permissions; keys that are no keys are skipped, as upstream does."""
         upstream = self._naming.upstream_compatible
-        halves = [half.strip().lower() for half in (key.split("/") if upstream else _split(key))]
+        halves = [_lowered(half) for half in (key.split("/") if upstream else _split(key))]
         if len(halves) != 2 and (upstream or len(halves) != 3):
             return
         try:
-            patterns = [_pattern(half) for half in halves]
+            patterns = [_upstream_pattern(half) if upstream else _pattern(half) for half in halves]
         except ValueError:
             return
         allowed = _verbs([verb.lower() for verb in verbs])
@@ -718,11 +762,16 @@ class Policy:
         yield (
             _Rule(subjects, allowed, coverage, on_resources=True),
             [
-                (_RESOURCE, namespace, resource.partition("/")[0])
+                (_RESOURCE, namespace, resource)
                 for namespace in namespaces.literals()
-                for resource in resources.literals()
+                for resource in _filed(resources.literals())
             ],
         )
+
+
+def _filed(resources: Iterable[str]) -> set[str]:
+    """The resources under which a rule about these is found: a review's `pods` with `exec`, or its `pods/exec`."""
+    return {name for resource in resources for name in (resource, resource.partition("/")[0])}
 
 
 def _upstream_coverage(namespaces: _Pattern, resources: _Pattern) -> Callable[[Request], bool]:
@@ -782,7 +831,7 @@ def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_W
             return request.resource in resources
         return f"{request.resource}/*" in resources or f"{request.resource}/{request.subresource}" in resources
 
-    whats = {(_RESOURCE, namespace or _ANY, resource.partition("/")[0]) for resource in resources}
+    whats = {(_RESOURCE, namespace or _ANY, resource) for resource in _filed(resources)}
     return _Rule(subjects, _verbs(spec["verbs"]), covers, on_resources=True), sorted(whats)
 
 
