@@ -16,6 +16,7 @@ with that ID, as upstream has it. This module knows nothing of HTTP or reviews' 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,9 +136,63 @@ def read(text: bytes) -> tuple[Any, Lines]:
     if len(text) > MAX_BYTES:
         raise PolicyError([Problem(None, None, None, f"longer than {MAX_BYTES} bytes")])
     try:
-        return orjson.loads(text), {}
+        data = orjson.loads(text)
     except orjson.JSONDecodeError:
         return _read_yaml(text)
+    _refuse_doubled_keys(text)
+    return data, {}
+
+
+class _Doubled(dict[str, Any]):
+    """An object of JSON in which a key stands twice."""
+
+    key = ""
+
+
+def _refuse_doubled_keys(text: bytes) -> None:
+    """Parsers disagree about a key that stands twice: upstream merges both, most take the last.
+
+    Raises:
+        PolicyError: there is one.
+
+    """
+    found: list[_Doubled] = []
+
+    def seen(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) == len(pairs):
+            return made
+        doubled = _Doubled(made)
+        doubled.key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        found.append(doubled)
+        return doubled
+
+    try:
+        data = json.loads(text, object_pairs_hook=seen)
+    except RecursionError:
+        raise PolicyError([Problem(None, None, None, "nested too deeply")]) from None
+    for item, entry in enumerate(data if isinstance(data, list) and found else (), 1):
+        problems = [Problem(item, None, path, _twice(key)) for path, key in _doubled_keys(entry, "")]
+        if problems:
+            raise PolicyError(problems)
+    if found:
+        raise PolicyError([Problem(None, None, found[0].key, _twice(found[0].key))])
+
+
+def _twice(key: str) -> str:
+    return f"the key {key!r} stands here twice"
+
+
+def _doubled_keys(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The keys that stand twice in a value, each with its path."""
+    if isinstance(value, _Doubled):
+        yield f"{path}{value.key}", value.key
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _doubled_keys(inner, f"{path}{key}.")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value, 1):
+            yield from _doubled_keys(inner, f"{path.removesuffix('.')}[{number}].")
 
 
 def _read_yaml(text: bytes) -> tuple[Any, Lines]:
@@ -189,7 +244,7 @@ def _plain(node: Any, path: tuple[int | str, ...], lines: Lines, budget: list[in
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             key_line = key_node.start_mark.line + 1
             if key is None or key in mapping:
-                reason = "a key must be a text" if key is None else f"the key {key!r} stands here twice"
+                reason = "a key must be a text" if key is None else _twice(key)
                 item = path[0] + 1 if path and isinstance(path[0], int) else None
                 raise PolicyError([Problem(item, key_line, key, reason)])
             mapping[key] = _plain(value_node, (*path, key), lines, budget)
@@ -463,6 +518,8 @@ class _Pattern:
 
 _EVERYTHING = _Pattern(frozenset(), everything=True)
 _NOTHING = _Pattern(frozenset())
+# `['*']`: any name, but there must be one.
+_NAMED = _Pattern(frozenset(), negated=True)
 # What upstream trims off a key (Go's unicode.IsSpace); Python's strip() takes four control characters more.
 _SPACE = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace() and letter not in "\x1c\x1d\x1e\x1f")
 _LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
@@ -499,7 +556,7 @@ def _pattern(half: str) -> _Pattern:
             raise ValueError(f"{half!r} is not a list of quoted names")
         negated = bool(listed[1])
         if "*" in names:
-            return _NOTHING if negated else _EVERYTHING
+            return _NOTHING if negated else _NAMED
         return _Pattern(frozenset(names), negated=negated)
     if "[" in half or "]" in half:
         raise ValueError(f"{half!r} is not a list of quoted names")
@@ -532,7 +589,7 @@ def _upstream_pattern(half: str) -> _Pattern:
     elif not negated:
         return literally
     if "*" in names:
-        return _NOTHING if negated else _EVERYTHING
+        return _NOTHING if negated else _NAMED
     return _Pattern(frozenset(names), negated=negated)
 
 

@@ -119,6 +119,9 @@ REQUESTS: list[tuple[dict[str, Any], Request, bool, bool]] = [
     (v1("*/nodes", "get"), pods(resource="nodes", **ANYWHERE), True, True),
     (v1("default/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
     (v1("!default/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
+    (v1("['*']/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
+    (v1("['*']/nodes", "get"), pods(resource="nodes"), True, True),
+    (v1("*/['*']", "*"), pods(**EXEC), False, True),
     # API groups are not looked at
     (v1("*/deployments", "get"), pods(resource="deployments", api_group="apps"), True, True),
     # sub-resources
@@ -480,9 +483,28 @@ def test_a_key_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("item", "key"),
+    [
+        ('{"resource_permissions": {"*/x": ["get"]}, "resource_permissions": {}}', "resource_permissions"),
+        ('{"resource_permissions": {"*/x": ["get"], "*/y": [], "*/x": ["list"]}}', "resource_permissions.*/x"),
+        (
+            '{"resource": {}, "match": [{"type": "user", "values": []}, {"values": [], "type": "", "values": ["*"]}]}',
+            "match[2].values",
+        ),
+    ],
+)
+def test_a_key_given_twice_is_refused_in_json_too(item: str, key: str) -> None:
+    problem = only(problems('[{"resource_permissions": {"*/x": ["get"]}}, ' + item + "]")[0])
+    assert (problem.item, problem.key) == (2, key)
+    assert "twice" in problem.reason
+    assert "twice" in only(problems('{"a": 1, "a": 2}')[0]).reason
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[" * 100_000,
+        "[" * 1_000 + "]" * 1_000,
         "- " * 50_000,
         "a: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9)),
