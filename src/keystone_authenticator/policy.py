@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -52,6 +52,16 @@ Lines = dict[tuple[int | str, ...], int]
 def is_id(value: str) -> bool:
     """Whether a policy's value is taken for an ID: 32 or 64 hex digits."""
     return _HEX_ID.match(value) is not None
+
+
+def in_domain(value: str, default_domain: str) -> tuple[str, str]:
+    """A policy's `name` or `name@<domain ID>`, as the name and the domain's ID."""
+    left, at, right = value.rpartition("@")
+    # Domain IDs are hex digits but for `default`: an e-mail address is a user's name, not somebody in a domain
+    # example.com.
+    if at and left and (is_id(right) or right in ("default", default_domain)):
+        return left, right
+    return value, default_domain
 
 
 @dataclass(frozen=True)
@@ -605,14 +615,17 @@ class _Subjects(NamedTuple):
     roles: frozenset[str]
     any_of: tuple[tuple[str, frozenset[str]], ...]
 
-    def miss(self, subject: Subject) -> str | None:
-        """Why the subject is not meant, or None if it is."""
+    def miss(self, subject: Subject, item: Mapping[str, Any]) -> str | None:
+        """Why the subject is not meant, in the words of the item, or None if it is."""
         missing = self.roles - subject.roles
         if missing:
             return f"the user lacks the role {', '.join(sorted(missing))}"
         for kind, values in self.any_of:
             if values.isdisjoint(getattr(subject, kind)):
-                return f"none of the item's {kind} is the user's"
+                written = list((item.get("users") or {}).get(kind) or ()) if kind == "projects" else []
+                for entry in item.get("match") or ():
+                    written += entry["values"] if f"{entry['type']}s" == kind else ()
+                return f"none of the item's {kind} ({_named(written)}) is the user's"
         return None
 
 
@@ -665,7 +678,8 @@ class Policy:
         """Compile items that `check` found usable."""
         self.items = items
         self._naming = naming
-        self._dead: dict[int, str] = {}
+        # (item, whether its half about resources) -> why that half means nobody
+        self._dead: dict[tuple[int, bool], str] = {}
         self._rules: dict[int, list[_Rule]] = {}
         self._subjects_seen: dict[_Subjects, _Subjects] = {}
         # anchor (one thing that whoever is meant must have) -> what -> rules
@@ -701,15 +715,15 @@ class Policy:
     def explain(self, subject: Subject, request: Request, limit: int = 50) -> Explanation:
         """Walk through all items and say which one allows the request, or why each near one does not.
 
-        An item is near if it means this user, or if it is about this request.
+        An item is near if it means this user, or if it is about this request, whatever the verb.
         """
         misses: list[tuple[int, str]] = []
         for number, rules in self._rules.items():
             if any(rule.allows(subject, request) for rule in rules):
                 return Explanation(True, number, f"item {number} allows it", tuple(misses[:limit]))
-            if number in self._dead:
-                misses.append((number, self._dead[number]))
-            if reason := _near_miss(rules, subject, request):
+            reason = self._dead.get((number, request.resource_request))
+            reason = reason or _near_miss(rules, self.items[number - 1], subject, request)
+            if reason:
                 misses.append((number, reason))
         near = f" ({len(misses)} came near)" if misses else ""
         return Explanation(False, None, f"no item allows it{near}; RBAC decides", tuple(misses[:limit]))
@@ -726,12 +740,7 @@ class Policy:
             return None if kind == "roles" else by_id(value)
         if kind == "roles":
             return value
-        name, domain = value, self._naming.default_domain
-        left, at, right = value.rpartition("@")
-        # Domain IDs are hex digits but for `default`: an e-mail address is a user's name, not somebody in a domain
-        # example.com.
-        if at and left and (is_id(right) or right in ("default", self._naming.default_domain)):
-            name, domain = left, right
+        name, domain = in_domain(value, self._naming.default_domain)
         if kind == "users":
             return self._naming.user(name, domain)
         return self._naming.group(name, domain) if kind == "groups" else by_name(name, domain)
@@ -771,16 +780,16 @@ class Policy:
 
     def _compile(self, number: int, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
         # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
-        for half in (self._compile_resources(item), self._compile_paths(item)):
-            yield from self._unless_dead(number, half)
+        for on_resources, half in ((True, self._compile_resources(item)), (False, self._compile_paths(item))):
+            yield from self._unless_dead((number, on_resources), half)
 
     def _unless_dead(
-        self, number: int, half: Iterator[tuple[_Rule, list[_What]]]
+        self, key: tuple[int, bool], half: Iterator[tuple[_Rule, list[_What]]]
     ) -> Iterator[tuple[_Rule, list[_What]]]:
         try:
             yield from half
         except ValueError as error:
-            self._dead[number] = str(error)
+            self._dead[key] = str(error)
 
     def _compile_resources(self, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
         if item.get("resource_permissions") is not None:
@@ -932,14 +941,23 @@ def _anchors(subjects: _Subjects) -> list[tuple[str, str]]:
     return [("", _ANY)]
 
 
-def _near_miss(rules: Sequence[_Rule], subject: Subject, request: Request) -> str | None:
-    best: str | None = None
+def _near_miss(rules: Sequence[_Rule], item: Mapping[str, Any], subject: Subject, request: Request) -> str | None:
+    """Why none of an item's rules allows the request; None if none of them came near."""
+    means_the_user: str | None = None
     for rule in rules:
-        who, what = rule.subjects.miss(subject), rule.applies(request)
-        if who is None and what and not rule.verb_fits(request):
-            return f"the verb {request.verb!r} is not among its verbs"
-        if who is not None and what and rule.verb_fits(request):
-            best = best or who
-        elif who is None:
-            best = best or f"it means this user, but does not cover {request.target}"
-    return best
+        who = rule.subjects.miss(subject, item)
+        if rule.applies(request):
+            verb = None if rule.verb_fits(request) else f"the verb {request.verb!r} is not among its verbs"
+            return " and ".join(reason for reason in (who, verb) if reason)
+        if who is None and rule.on_resources is request.resource_request:
+            # Of several keys the one that lacks the sub-resource alone says most.
+            bare = rule.applies(request._replace(subresource="")) if request.subresource else False
+            hint = "; it covers the resource itself, and sub-resources are to be named" if bare else ""
+            if bare or means_the_user is None:
+                means_the_user = f"it means this user, but does not cover {request.target}{hint}"
+    return means_the_user
+
+
+def _named(values: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(repr, values[:most])) + more

@@ -354,15 +354,53 @@ def test_nothing_that_upstream_refuses_is_allowed_by_names_of_other_domains(
 
 
 def test_explain_names_the_item_and_near_misses() -> None:
-    items = [v1("*/pods", "list"), v1("*/pods", "get", users={"projects": ["demo2"]}), v1("*/nodes", "get")]
+    items = [
+        v1("*/pods", "list"),
+        v1("*/pods", "get", users={"projects": ["demo2", HEX2, "c", "d"]}),
+        v1("*/nodes", "get"),
+        v1("*/pods", "list", users={"projects": ["demo1"], "roles": ["admin"]}),
+        v1("*/nodes", "get", users={"projects": ["demo2"]}),
+        {"nonresource_permissions": {"/healthz": ["get"]}},
+        {**matching("user", "bob"), "users": {"projects": ["demo1"]}},
+        matching("colour", "blue"),
+        {
+            **v1("*/nodes", "list"),
+            "nonresource": {"verbs": ["get"], "path": "*"},
+            "match": [{"type": "x", "values": []}],
+        },
+    ]
     explanation = Policy(items, NATIVE).explain(user(NATIVE), pods())
     assert not explanation.allowed
+    assert explanation.reason == "no item allows it (7 came near); RBAC decides"
     assert explanation.misses == (
         (1, "the verb 'get' is not among its verbs"),
-        (2, "none of the item's projects is the user's"),
+        (2, f"none of the item's projects ('demo2', '{HEX2}', 'c' and 1 more) is the user's"),
         (3, "it means this user, but does not cover pods in namespace default"),
+        (4, "the user lacks the role admin and the verb 'get' is not among its verbs"),
+        (7, "none of the item's users ('bob') is the user's"),
+        (8, "its match has the unknown type 'colour'"),
+        (9, "it means this user, but does not cover pods in namespace default"),
     )
-    assert Policy([*items, v1("*/pods", "get")], NATIVE).explain(user(NATIVE), pods()).item == 4
+    assert Policy([*items, v1("*/pods", "get")], NATIVE).explain(user(NATIVE), pods()).item == 10
+
+
+def test_explain_says_that_sub_resources_are_to_be_named() -> None:
+    item = {**v1("*/nodes", "get")}
+    item["resource_permissions"]["*/pods"] = ["get"]
+    misses = Policy([item], NATIVE).explain(user(NATIVE), pods(**EXEC)).misses
+    assert misses == (
+        (
+            1,
+            "it means this user, but does not cover pods/exec in namespace default; it covers the resource itself, and "
+            "sub-resources are to be named",
+        ),
+    )
+
+
+def test_explain_is_about_paths_where_a_path_is_asked_for() -> None:
+    items = [v1("*/*", "*"), {"nonresource": {"verbs": ["get"], "path": "/api"}, "match": []}]
+    explanation = Policy(items, NATIVE).explain(user(NATIVE), path("/healthz"))
+    assert explanation.misses == ((2, "it means this user, but does not cover the path /healthz"),)
 
 
 # -- validation
