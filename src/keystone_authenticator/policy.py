@@ -268,7 +268,7 @@ def _plain(node: Any, path: tuple[int | str, ...], lines: Lines, budget: list[in
 
 
 class _Checker:
-    def __init__(self, lines: Lines, upstream_compatible: bool | None) -> None:
+    def __init__(self, lines: Lines, upstream_compatible: bool) -> None:
         self.lines = lines
         self.upstream_compatible = upstream_compatible
         self.errors: list[Problem] = []
@@ -361,7 +361,7 @@ class _Checker:
             self.warn(path, "names no projects, so that nobody is meant")
 
     def value(self, value: str, kind: str, path: tuple[int | str, ...]) -> None:
-        if self.upstream_compatible is True or not is_id(value):
+        if self.upstream_compatible or not is_id(value):
             return
         if kind == "group":
             self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
@@ -381,7 +381,7 @@ class _Checker:
             here = (*path, key)
             self.verbs(verbs, here, _RESOURCE_VERBS, fold=True)
             halves = [_lowered(half) for half in _split(key)]
-            if self.upstream_compatible is True and key.count("/") != 1:
+            if self.upstream_compatible and key.count("/") != 1:
                 self.warn(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
                 continue
             if len(halves) not in (2, 3):
@@ -395,7 +395,7 @@ class _Checker:
                 continue
             if "" in halves:
                 self.warn(here, "one side of the slash is empty, which no request is")
-            if len(halves) == 2 and self.upstream_compatible is not True:
+            if len(halves) == 2 and not self.upstream_compatible:
                 self.sub_resources(halves[1], verbs, here)
 
     def sub_resources(self, resource: str, verbs: object, path: tuple[int | str, ...]) -> None:
@@ -479,8 +479,8 @@ class _Checker:
                 self.warn(here, "names no values, so that nobody is meant")
 
 
-def check(text: bytes, upstream_compatible: bool | None = None) -> Checked:
-    """Validate a policy's text; `upstream_compatible` None means that it is not known yet which mode it is for."""
+def check(text: bytes, upstream_compatible: bool = False) -> Checked:
+    """Validate a policy's text; what is warned about depends on the mode that it is for."""
     try:
         data, lines = read(text)
     except PolicyError as error:
