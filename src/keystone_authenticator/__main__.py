@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from keystone_authenticator import __version__, access_rules, policy, settings
+from keystone_authenticator import __version__, access_rules, document, policy, settings
 from keystone_authenticator.identity import Naming, Subject, by_id, by_name, is_reserved
 from keystone_authenticator.settings import SettingsError
 
@@ -122,7 +120,7 @@ class _OneLine(logging.Formatter):
 
 
 def _print(data: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(data) + b"\n")
+    sys.stdout.buffer.write(document.encode(data) + b"\n")
     sys.stdout.flush()
 
 
@@ -184,8 +182,8 @@ class _Question:
 
 def _question() -> _Question:
     try:
-        question = orjson.loads(sys.stdin.buffer.read())
-    except orjson.JSONDecodeError as error:
+        question = document.decode(sys.stdin.buffer.read())
+    except document.NotJson as error:
         raise _UsageError(f"the question is not JSON: {error}") from None
     if not isinstance(question, dict):
         raise _UsageError("the question is not a JSON object")

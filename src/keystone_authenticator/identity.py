@@ -8,8 +8,9 @@ itself are all that is held back. This module asks nobody anything; it only spel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import quote
 
 PREFIX = "keystone:"
@@ -72,16 +73,15 @@ class Identity:
     answers: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Who an access review is about, as a policy compares it: each set holds every spelling that may match.
+class Subject(NamedTuple):
+    """Who an access review is about, as a policy compares it: each collection holds every spelling that may match.
 
     With `access_rules` the policy's yes is not enough: they must allow the request too.
     """
 
-    users: frozenset[str]
-    groups: frozenset[str]
-    projects: frozenset[str]
+    users: Collection[str]
+    groups: Collection[str]
+    projects: Collection[str]
     roles: frozenset[str]
     access_rules: tuple[str, ...] | None = None
 
@@ -188,30 +188,26 @@ class Naming:
         """
         if not username or not uid:
             return None
-        project_id = _single(extra, PROJECT_ID)
-        user_domain = _single(extra, USER_DOMAIN_ID)
+        project_id, user_domain = _single(extra, PROJECT_ID), _single(extra, USER_DOMAIN_ID)
         if not project_id or not user_domain:
             return None
-        roles = frozenset(extra.get(ROLES, ()))
-        project_name = _single(extra, PROJECT_NAME)
         if ACCESS_RULES in extra or username.startswith(_CREDENTIAL):
             return self._credential_subject(username, uid, extra)
+        project_name, roles = _single(extra, PROJECT_NAME), frozenset(extra.get(ROLES, ()))
         if self.upstream_compatible:
             if is_reserved(username):
                 return None
-            projects = {project_id, project_name} if project_name else {project_id}
-            return Subject(frozenset((username, uid)), frozenset(groups), frozenset(projects), roles)
+            projects = (project_id, project_name) if project_name else (project_id,)
+            return Subject((username, uid), groups, projects, roles)
         project_domain = _single(extra, PROJECT_DOMAIN_ID)
         if not project_domain or not username.startswith(PREFIX):
             return None
         name, at, domain = username[len(PREFIX) :].partition("@")
         expected = "" if user_domain == self.default_domain else encode(user_domain)
-        if not name or ":" in username[len(PREFIX) :] or domain != expected or bool(at) != bool(expected):
+        if not name or ":" in name or domain != expected or bool(at) != bool(expected):
             return None
-        projects = {by_id(project_id)}
-        if project_name:
-            projects.add(by_name(project_name, project_domain))
-        return Subject(frozenset((username, by_id(uid))), frozenset(groups), frozenset(projects), roles)
+        projects = (by_id(project_id), by_name(project_name, project_domain)) if project_name else (by_id(project_id),)
+        return Subject((username, by_id(uid)), groups, projects, roles)
 
     def _credential_subject(self, username: str, uid: str, extra: Mapping[str, Sequence[str]]) -> Subject | None:
         """A credential with access rules: its user to the policy, without the groups, which it is not told."""

@@ -166,7 +166,7 @@ def allowed(
 ) -> bool:
     """What the webhook says, the user having gone through the API server."""
     identity = NATIVE.identity(account, [])
-    review = AccessReview("v1", identity.username, identity.uid, identity.groups, dict(identity.extra), request, {})
+    review = AccessReview("v1", identity.username, identity.uid, identity.groups, dict(identity.extra), request, b"")
     answer = Authorizer(naming, Policy(items, naming)).answer(review._replace(**changes))
     assert isinstance(answer, bytes)
     return answer == reviews.allowed("v1")
