@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from keystone_authenticator import document
-from keystone_authenticator.identity import Naming, Subject, by_id, by_name
+from keystone_authenticator.identity import PREFIX, Naming, Subject, by_id, by_name
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
@@ -42,6 +42,9 @@ _RESOURCE_VERBS = frozenset(
     )
 )
 _PATH_VERBS = frozenset(["get", "head", "post", "put", "patch", "delete", "options", "connect"])
+# Most values: what nothing can be wrong with.
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,31}\Z")
+_DASHED_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _HEX_ID = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{64})\Z")
 
 _T = TypeVar("_T")
@@ -273,6 +276,9 @@ class _Checker:
         self.upstream_compatible = upstream_compatible
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
+        # Items of which something means nobody or allows nothing, and where each role is named.
+        self.suspects: set[int] = set()
+        self.roles: dict[str, list[tuple[int | str, ...]]] = {}
 
     def _problem(self, path: tuple[int | str, ...], reason: str) -> Problem:
         line = None
@@ -292,6 +298,11 @@ class _Checker:
 
     def warn(self, path: tuple[int | str, ...], reason: str) -> None:
         self.warnings.append(self._problem(path, reason))
+
+    def void(self, path: tuple[int | str, ...], reason: str) -> None:
+        """Warn of what means nobody or allows nothing."""
+        self.warn(path, reason)
+        self.suspects.add(int(path[0]))
 
     def texts(self, value: object, path: tuple[int | str, ...], what: str) -> list[str]:
         if not isinstance(value, list):
@@ -358,20 +369,33 @@ class _Checker:
                             (*path, key, index), f"`*` is no wildcard in users.{key}: it is compared as it stands"
                         )
         if not users.get("projects"):
-            self.warn(path, "names no projects, so that nobody is meant")
+            self.void(path, "names no projects, so that nobody is meant")
 
     def value(self, value: str, kind: str, path: tuple[int | str, ...]) -> None:
-        if self.upstream_compatible or not is_id(value):
+        if kind == "role":
+            self.roles.setdefault(value, []).append(path)
+        if value == "*" or _PLAIN.match(value):
             return
-        if kind == "group":
-            self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
-        elif kind == "role":
-            self.warn(path, "looks like an ID, and a review names roles by name only: it matches nobody")
+        if value.strip() != value or not value:
+            self.warn(path, "has white space around it, and is compared as it stands" if value else "is nobody's name")
+        elif kind in ("user", "group") and value.startswith(("system:", "kubeadm:")):
+            self.warn(path, f"is a name of Kubernetes' own: what Keystone calls a {kind} is meant here")
+        elif kind in ("user", "group", "project") and value.startswith(PREFIX) and not self.upstream_compatible:
+            self.warn(path, f"is a {kind} as Kubernetes sees it: here stands what Keystone calls it, or its ID")
+        elif _DASHED_ID.match(value):
+            self.warn(path, "looks like an ID with dashes, and Keystone's have none: it is compared with names")
+        elif is_id(value) and not self.upstream_compatible:
+            if kind == "group":
+                self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
+            elif kind == "role":
+                self.void(path, "looks like an ID, and a review names roles by name only: it matches nobody")
+            elif value != value.lower():
+                self.warn(path, "looks like an ID in capital letters, and Keystone's are in small ones")
 
     def verbs(self, value: object, path: tuple[int | str, ...], known: frozenset[str], fold: bool = False) -> None:
         entries = self.texts(value, path, "verbs")
         if value == []:
-            self.warn(path, "names no verb, so that nothing is allowed")
+            self.void(path, "names no verb, so that nothing is allowed")
         for index, verb in enumerate(entries):
             if verb != "*" and (verb.lower() if fold else verb) not in known:
                 self.warn((*path, index), f"unknown verb {verb!r}")
@@ -382,39 +406,62 @@ class _Checker:
             self.verbs(verbs, here, _RESOURCE_VERBS, fold=True)
             halves = [_lowered(half) for half in _split(key)]
             if self.upstream_compatible and key.count("/") != 1:
-                self.warn(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
+                self.void(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
                 continue
             if len(halves) not in (2, 3):
-                self.warn(here, "is ignored: expected <namespace>/<resource> or <namespace>/<resource>/<sub-resource>")
+                self.void(here, "is ignored: expected <namespace>/<resource> or <namespace>/<resource>/<sub-resource>")
                 continue
             try:
-                for half in halves:
-                    _pattern(half)
+                patterns = [_pattern(half) for half in halves]
             except ValueError as error:
-                self.warn(here, f"is ignored: {error}")
+                if self.upstream_compatible:
+                    self.void(here, f"{error}: upstream takes it for a name")
+                else:
+                    self.void(here, f"is ignored: {error}")
                 continue
             if "" in halves:
-                self.warn(here, "one side of the slash is empty, which no request is")
-            if len(halves) == 2 and not self.upstream_compatible:
-                self.sub_resources(halves[1], verbs, here)
+                self.void(here, "one side of the slash is empty, which no request is")
+            if any("*" in half and half != "*" for half in halves):
+                for pattern in patterns:
+                    self.names(pattern, here)
+            if "." in halves[1]:
+                self.warn(here, "names an API group with the resource: version 1 does not look at groups, write `pods`")
+            if len(halves) == 2 and not self.upstream_compatible and not self.names_parts(value):
+                self.sub_resources(patterns[1], verbs, here)
 
-    def sub_resources(self, resource: str, verbs: object, path: tuple[int | str, ...]) -> None:
-        pattern = _pattern(resource)
-        every_verb = isinstance(verbs, list) and "*" in verbs
-        if pattern.everything and not every_verb:
-            self.warn(
-                path, "does not cover sub-resources, as upstream would have: add `…/*/*`, or name them (`…/pods/log`)"
-            )
-        elif not pattern.everything and (pattern.negated or {"pods", "services", "nodes"} & pattern.names):
-            self.warn(
-                path, "does not cover sub-resources such as pods/exec, as upstream would have: name them (`…/pods/log`)"
-            )
+    def names(self, pattern: _Pattern, path: tuple[int | str, ...]) -> None:
+        if any("*" in name.partition("/")[0] or "*" in name.partition("/")[2][1:] for name in pattern.names):
+            self.warn(path, "only a `*` that stands alone is a wildcard: the name is compared as it stands")
+
+    @staticmethod
+    def names_parts(permissions: object) -> bool:
+        """Whether any of an item's keys names sub-resources, so that its author knows about them."""
+        keys = permissions if isinstance(permissions, dict) else ()
+        return any(key.count("/") > 1 for key in keys)
+
+    def sub_resources(self, pattern: _Pattern, verbs: object, path: tuple[int | str, ...]) -> None:
+        asked = {str(verb).lower() for verb in verbs} if isinstance(verbs, list) else set()
+        every_verb = "*" in asked
+        if pattern.everything:
+            if not every_verb:
+                self.warn(
+                    path,
+                    "does not cover sub-resources, as upstream would have: add `…/*/*`, or name them (`…/pods/log`)",
+                )
+            return
+        if not pattern.negated and _PARTS.keys().isdisjoint(pattern.names):
+            return
+        for resource, (part, needed) in _PARTS.items():
+            if pattern.matches(resource) and (every_verb or not needed or asked & needed):
+                told = f"does not cover sub-resources such as {resource}/{part}, as upstream would have: name them"
+                self.warn(path, f"{told} (`…/{resource}/{part}`)")
+                return
 
     def path_permissions(self, value: object, path: tuple[int | str, ...]) -> None:
         for key, verbs in self.mapping(value, path, None).items():
             self.verbs(verbs, (*path, key), _PATH_VERBS)
             if not key.startswith("/"):
-                self.warn((*path, key), "no request has such a path: a path begins with /")
+                self.void((*path, key), "no request has such a path: a path begins with /")
             elif key.endswith("*"):
                 self.warn(
                     (*path, key), "`*` is no wildcard in nonresource_permissions: the path is compared as it stands"
@@ -431,16 +478,23 @@ class _Checker:
             self.verbs(spec["verbs"], (*path, "verbs"), _RESOURCE_VERBS)
         if spec.get("resources") is not None:
             for index, name in enumerate(self.texts(spec["resources"], (*path, "resources"), "resources")):
-                if name != "*" and name.startswith("*"):
-                    self.warn(
-                        (*path, "resources", index),
-                        "is compared as it stands; only `*` and `<resource>/*` are wildcards",
-                    )
+                here = (*path, "resources", index)
+                if (name not in ("*", name.partition("/")[0] + "/*") and "*" in name) or name == "*/*":
+                    self.warn(here, "is compared as it stands; only `*` and `<resource>/*` are wildcards")
+                elif name != name.strip().lower() or "." in name:
+                    self.warn(here, "is compared as it stands, and resources are called `pods`, `deployments/scale`")
+            if spec["resources"] == []:
+                self.void((*path, "resources"), "names no resource, so that nothing is allowed")
         for key in ("version", "namespace"):
             if spec.get(key) is not None and not isinstance(spec[key], str):
                 self.error((*path, key), f"must be a text, found {_kind(spec[key])}")
         if spec.get("version") in ("v1", "v1beta1", "v1beta2", "v2"):
-            self.warn((*path, "version"), "is compared with the API group (`apps`, `` for core), not with a version")
+            self.void((*path, "version"), "is compared with the API group (`apps`, `` for core), not with a version")
+        elif "/" in str(spec.get("version")):
+            self.void((*path, "version"), "is compared with the API group alone (`apps`, not `apps/v1`)")
+        namespace = str(spec.get("namespace") or "")
+        if namespace != "*" and ("*" in namespace or "/" in namespace or namespace != namespace.strip().lower()):
+            self.void((*path, "namespace"), "is compared as it stands, and no namespace is called so")
 
     def nonresource(self, value: object, path: tuple[int | str, ...]) -> None:
         spec = self.mapping(value, path, ("verbs", "path"))
@@ -451,8 +505,13 @@ class _Checker:
                 self.error((*path, key) if key in spec else path, f"{key} is missing")
         if spec.get("verbs") is not None:
             self.verbs(spec["verbs"], (*path, "verbs"), _PATH_VERBS)
-        if spec.get("path") is not None and not isinstance(spec["path"], str):
-            self.error((*path, "path"), f"must be a text, found {_kind(spec['path'])}")
+            if isinstance(spec["verbs"], list) and "" in spec["verbs"]:
+                self.void((*path, "verbs"), "has an empty verb among them, and is ignored, as upstream does")
+        where = spec.get("path")
+        if where is not None and not isinstance(where, str):
+            self.error((*path, "path"), f"must be a text, found {_kind(where)}")
+        elif where is not None and not where.startswith("/") and where.strip("*"):
+            self.void((*path, "path"), "no request has such a path: a path begins with /")
 
     def match(self, value: object, path: tuple[int | str, ...]) -> None:
         if not isinstance(value, list):
@@ -469,14 +528,37 @@ class _Checker:
             if not isinstance(kind, str):
                 self.error(here, "type is missing" if kind is None else f"type must be a text, found {_kind(kind)}")
             elif kind not in _MATCH_TYPES:
-                self.warn(here, f"unknown type {kind!r}, expected one of {', '.join(_MATCH_TYPES)}: nobody is meant")
+                self.void(here, f"unknown type {kind!r}, expected one of {', '.join(_MATCH_TYPES)}: nobody is meant")
             if found.get("values") is None:
                 self.error(here, "values is missing")
                 continue
             for position, text in enumerate(self.texts(found["values"], (*here, "values"), "values")):
                 self.value(text, str(kind), (*here, "values", position))
             if found["values"] == []:
-                self.warn(here, "names no values, so that nobody is meant")
+                self.void(here, "names no values, so that nobody is meant")
+
+    def unreachable_roles(self, items: Sequence[dict[str, Any]]) -> None:
+        """Warn of roles that are named by items alone that mean nobody or allow nothing."""
+        compiled = Policy((), Naming("default", self.upstream_compatible))
+        void = {number for number in self.suspects if not compiled.permits(items[number])}
+        for places in self.roles.values():
+            if all(place[0] in void for place in places):
+                self.warn(places[0], "no item can reach this role: what names it means nobody, or allows nothing")
+
+
+# A resource of which a part is more than reading about it -> that part, and the verbs that it takes (none: any).
+_PARTS: dict[str, tuple[str, frozenset[str]]] = {
+    "pods": ("exec", frozenset()),
+    "services": ("proxy", frozenset()),
+    "nodes": ("proxy", frozenset()),
+    **dict.fromkeys(
+        ("deployments", "replicasets", "statefulsets", "replicationcontrollers"),
+        ("scale", frozenset(("update", "patch"))),
+    ),
+    "serviceaccounts": ("token", frozenset(("create",))),
+    "certificatesigningrequests": ("approval", frozenset(("update", "patch"))),
+    "namespaces": ("finalize", frozenset(("update",))),
+}
 
 
 def check(text: bytes, upstream_compatible: bool = False) -> Checked:
@@ -494,6 +576,8 @@ def check(text: bytes, upstream_compatible: bool = False) -> Checked:
         checker.item(item, (index,))
     if not data:
         checker.warn((), "has no items: nothing is allowed by it")
+    if not checker.errors:
+        checker.unreachable_roles(data)
     return Checked(None if checker.errors else data, tuple(checker.errors), tuple(checker.warnings))
 
 
@@ -833,6 +917,10 @@ class Policy:
                 if grant.fits(subject, request):
                     return True
         return False
+
+    def permits(self, item: dict[str, Any]) -> bool:
+        """Whether there is anything that an item allows to anybody."""
+        return any(one.places and one.grant.verbs != frozenset() for one in self._permissions(item)[0])
 
     def _filed_for(self, subject: Subject) -> Iterator[_Filed]:
         for kind, of_kind in self._index.items():
