@@ -5,14 +5,14 @@ Answers are given in the version that was asked in. Nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
 from keystone_authenticator import document
-from keystone_authenticator.identity import Identity
+from keystone_authenticator.identity import Identity, Marks
 from keystone_authenticator.policy import Request
 
 AUTHENTICATION = "authentication.k8s.io/"
@@ -40,7 +40,7 @@ class AccessReview(NamedTuple):
     username: str
     uid: str
     groups: Sequence[str]
-    extra: Mapping[str, Sequence[str]]
+    marks: Marks
     request: Request | None
     body: bytes
 
@@ -79,7 +79,7 @@ class _Spec(msgspec.Struct, rename="camel", gc=False):
     uid: str | None = None
     groups: tuple[str, ...] | None = None
     group: tuple[str, ...] | None = None  # what `v1beta1` calls them
-    extra: dict[str, tuple[str, ...] | None] | None = None
+    extra: Marks | None = None
     resource_attributes: _ResourceAttributes | None = None
     non_resource_attributes: _NonResourceAttributes | None = None
 
@@ -91,6 +91,7 @@ class _Review(msgspec.Struct, rename="camel", gc=False):
 
 
 _read = document.decoder(_Review)
+_UNMARKED = Marks()
 _TOKEN_REVIEWS = {AUTHENTICATION + version: version for version in VERSIONS}
 _ACCESS_REVIEWS = {AUTHORIZATION + version: version for version in VERSIONS}
 
@@ -116,20 +117,13 @@ def parse(body: bytes) -> TokenReview | AccessReview:
             spec.user or "",
             spec.uid or "",
             (spec.groups if version == "v1" else spec.group) or (),
-            _extra(spec.extra),
+            spec.extra or _UNMARKED,
             _request(spec),
             body,
         )
     if kind == "TokenReview" and api_version in _TOKEN_REVIEWS:
         return TokenReview(_TOKEN_REVIEWS[api_version], spec.token or "", spec.audiences or ())
     raise NotAReview("expected a TokenReview or SubjectAccessReview of its own API group, v1 or v1beta1")
-
-
-def _extra(extra: dict[str, tuple[str, ...] | None] | None) -> Mapping[str, tuple[str, ...]]:
-    if not extra:
-        return {}
-    # Go writes null for an empty list, which no user has more than once in a while.
-    return {key: values or () for key, values in extra.items()} if None in extra.values() else extra  # pyright: ignore
 
 
 def _request(spec: _Spec) -> Request | None:
@@ -278,7 +272,8 @@ def read_verdict(body: bytes) -> Verdict:
         return Verdict(None, None, error)
     if user is None or not user.username:
         raise NotAReview("authenticated, but without a user name")
-    identity = Identity(user.username, user.uid or "", user.groups or (), tuple(_extra(user.extra).items()))
+    extra = tuple((key, values or ()) for key, values in (user.extra or {}).items())
+    identity = Identity(user.username, user.uid or "", user.groups or (), extra)
     return Verdict(identity, status.audiences or None, error)
 
 

@@ -173,6 +173,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, connections: Connections) -> None:
         self._all = connections
+        self._heads = connections.heads[False]
         self._limits = connections.limits
         self._handler = connections.handler
         self._transport: Any = None
@@ -205,6 +206,7 @@ class Connection(asyncio.Protocol):
         """Begin."""
         self._transport = transport
         self.certified = bool(transport.get_extra_info("peercert"))
+        self._heads = self._all.heads[self.certified]
         self._parser = httptools.HttpRequestParser(self)
         self._all.open.add(self)
         if not self._all.make_room():
@@ -245,7 +247,7 @@ class Connection(asyncio.Protocol):
         end = 0
         if not in_work and not self._head_bytes:
             end = data.find(b"\r\n\r\n") + 4
-            known = self._all.heads[self.certified].get(data[:end])
+            known = self._heads.get(data[:end])
             if known is not None and len(data) - end == known.length:
                 refusal = self._handler.refuse(known.request)
                 if refusal is None:

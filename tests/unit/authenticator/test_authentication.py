@@ -129,6 +129,7 @@ COMPUTE_RULE = {"id": "r", "service": "compute", "method": "GET", "path": "/v2.1
         {"project": None},
         {"project": None, "domain": "d1"},
         {"project": None, "system": {"all": True}},
+        {"is_domain": True},
         {"application_credential": {"id": "c1", "name": "c", "restricted": True, "access_rules": []}},
         {"application_credential": {"id": "c1", "access_rules": [COMPUTE_RULE]}},
     ],
@@ -214,6 +215,20 @@ def test_anything_else_is_no_verdict_and_not_kept(keystone: KeystoneStandIn, cod
             assert "Keystone" in status["error"]
             assert token not in status["error"]
             assert keystone.calls() == calls
+
+    run(keystone, story)
+
+
+def test_odd_answers_about_one_token_are_no_outage_to_others(keystone: KeystoneStandIn) -> None:
+    """Otherwise whoever gets Keystone to say something odd about a token could keep everybody out with it."""
+    odd = [keystone.issue(**changes) for changes in ({"user": 1}, {"roles": [1]}, {"application_credential": "x"})]
+    good = keystone.issue()
+
+    async def story(authenticator: Authenticator, ask: Asker) -> None:
+        for token in odd * 2:
+            assert "not understood" in (await ask(token))["error"]
+        assert authenticator.keystone.gauges()["breaker_open"] == 0
+        assert (await ask(good))["authenticated"]
 
     run(keystone, story)
 

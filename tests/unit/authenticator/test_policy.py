@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keystone_authenticator.identity import Account, Group, Naming, Subject
 from keystone_authenticator.policy import Policy, Problem, Request, check
 from keystone_authenticator.service import load_policy
-from tests.unit.authenticator.support import OTHER
+from tests.unit.authenticator.support import OTHER, marks
 
 NATIVE, UPSTREAM = Naming("default", False), Naming("default", True)
 HEX = "5f3e1d9c7b8a46d2a1c0e9f8d7b6a594"
@@ -36,7 +36,7 @@ def user(naming: Naming, name: str = "alice", **changes: Any) -> Subject:
         "roles": ("member",),
     }
     identity = naming.identity(Account(**{**fields, **changes}), groups)
-    subject = naming.subject(identity.username, identity.uid, identity.groups, dict(identity.extra))
+    subject = naming.subject(identity.username, identity.uid, identity.groups, marks(dict(identity.extra)))
     assert subject is not None
     return subject
 
