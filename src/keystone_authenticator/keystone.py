@@ -212,5 +212,9 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         application_credential_id=_text(credential, "id") if credential is not None else None,
         access_rules=rules,
     )
+    # Keystone gives nobody a token without a role, but validates one whose roles were all taken away since, where it
+    # kept no revocation of it: members of a federated group, say.
+    if not account.roles:
+        raise Refused(f"the user {user_id} has no role in the project {account.project_id} any more")
     expires = token["expires_at"]
     return ValidToken(account, _time(_text(token, "expires_at")) if expires is not None else float("inf"))

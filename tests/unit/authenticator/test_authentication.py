@@ -130,6 +130,7 @@ COMPUTE_RULE = {"id": "r", "service": "compute", "method": "GET", "path": "/v2.1
         {"project": None, "domain": "d1"},
         {"project": None, "system": {"all": True}},
         {"is_domain": True},
+        {"roles": []},
         {"application_credential": {"id": "c1", "name": "c", "restricted": True, "access_rules": []}},
         {"application_credential": {"id": "c1", "access_rules": [COMPUTE_RULE]}},
     ],
