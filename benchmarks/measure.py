@@ -368,6 +368,7 @@ class Through:
     """An API server that asks one of the webhooks, and tokens that it has forgotten by their next turn."""
 
     control: ControlPlane
+    webhook: Server
     items: Path
     next: int = 0
 
@@ -376,9 +377,10 @@ class Through:
         command = [str(bench.client), f"-address=127.0.0.1:{self.control.port}", f"-ca={self.control.ca}"]
         command += [f"-work={self.items}", f"-connections={connections}", f"-first={self.next}"]
         command += [f"-duration={seconds * 1000:.0f}ms", f"-count={THROUGH // 3}"]
+        before = self.webhook.processor()
         told = json.loads(call(command, "see what the client says"))
         self.next = (self.next + told["total"]) % THROUGH
-        return Slice(**told, calls=0, processor=0)
+        return Slice(**told, calls=0, processor=self.webhook.processor() - before)
 
 
 def through(bench: Bench, policy: Path) -> list[Row]:
@@ -399,13 +401,14 @@ def through(bench: Bench, policy: Path) -> list[Row]:
         doors = {
             side.name: Through(
                 enter(servers.api_server(bench.files, webhook, "v1beta1" if side is UPSTREAM else "v1")),
+                webhook,
                 bench.items(f"through-{side.name}", work.whoami_items(side, tokens, bench.accounts)),
             )
             for side, webhook in webhooks.items()
         }
         control = doors["ours"].control
         static = work.whoami(control.token, {"user": "administrator", "uid": control.uid})
-        doors["static"] = Through(control, bench.items("through-static", [static]))
+        doors["static"] = Through(control, ours, bench.items("through-static", [static]))
         before = servers.reviews_of(bench.files, ours)
         taken: dict[int, dict[str, list[Slice]]] = {}
         for connections in (1, 32):
@@ -455,16 +458,17 @@ def _alone(taken: dict[str, list[Slice]]) -> list[Row]:
 
 def _together(taken: dict[str, list[Slice]]) -> list[Row]:
     rate = {name: [one.rate for one in slices] for name, slices in taken.items()}
+    cost = {name: f"{_processor(slices):.0f} µs of the webhook's processor each" for name, slices in taken.items()}
     over = {name: ratios(rate["ours"], rate[name]) for name in rate}
     what = "through a kube-apiserver, 32 at a time"
     return [
         Row(
             f"{what}: requests/s",
-            spread(rate["ours"]),
-            spread(rate["upstream"]),
+            f"{spread(rate['ours'])}; {cost['ours']}",
+            f"{spread(rate['upstream'])}; {cost['upstream']}",
             times(over["upstream"]),
             "≥ 15x",
-            f"{times(ratios(rate['empty'], rate['upstream']))}: {spread(rate['empty'])}, an empty webhook in Go",
+            f"{times(ratios(rate['empty'], rate['upstream']))}: {spread(rate['empty'])}; {cost['empty']}: an empty webhook in Go",
             over["upstream"] >= 15,
             "the API server's own work",
         ),

@@ -838,26 +838,26 @@ class _Filed:
         if len(self.many) <= _FEW:
             self.few, self.many = tuple(self.many.items()), shared({}, "none")
 
-    def candidates(self, request: Request) -> Iterator[_Grant]:
-        """Give the grants that cover the request, whomever else they ask for."""
+    def allows(self, subject: Subject, request: Request) -> bool:
         if not request.resource_request:
-            yield from self.paths.candidates(request.path) if self.paths is not None else ()
-            return
+            return self.paths is not None and self.paths.allow(subject, request)
         asked = request.namespace
         for namespace, resources in self.few:
-            if namespace in (asked, _ANY):
-                yield from _covering(resources, request)
+            if namespace in (asked, _ANY) and _allow(resources, subject, request):
+                return True
         if self.many:
             for namespace in (asked, _ANY):
-                if namespace in self.many:
-                    yield from _covering(self.many[namespace], request)
+                if namespace in self.many and _allow(self.many[namespace], subject, request):
+                    return True
+        return False
 
 
-def _covering(resources: _Resources, request: Request) -> Iterator[_Grant]:
+def _allow(resources: _Resources, subject: Subject, request: Request) -> bool:
     for resource in (request.resource, _ANY):
         for grant, cover in resources.get(resource, ()):
-            if cover.covers(request):
-                yield grant
+            if cover.covers(request) and grant.fits(subject, request):
+                return True
+    return False
 
 
 class _Paths:
@@ -873,11 +873,10 @@ class _Paths:
         else:
             self.exact.setdefault(place.path, []).append(grant)
 
-    def candidates(self, path: str) -> Iterator[_Grant]:
-        yield from self.exact.get(path, ())
-        for start, grant in self.begin:
-            if path.startswith(start):
-                yield grant
+    def allow(self, subject: Subject, request: Request) -> bool:
+        return any(grant.fits(subject, request) for grant in self.exact.get(request.path, ())) or any(
+            request.path.startswith(start) and grant.fits(subject, request) for start, grant in self.begin
+        )
 
 
 class Policy:
@@ -912,23 +911,16 @@ class Policy:
 
     def allows(self, subject: Subject, request: Request) -> bool:
         """Whether any item allows this request."""
-        for filed in self._filed_for(subject):
-            for grant in filed.candidates(request):
-                if grant.fits(subject, request):
+        for kind, of_kind in self._index.items():
+            for value in getattr(subject, kind):
+                filed = of_kind.get(value)
+                if filed is not None and filed.allows(subject, request):
                     return True
-        return False
+        return self._everyone.allows(subject, request)
 
     def permits(self, item: dict[str, Any]) -> bool:
         """Whether there is anything that an item allows to anybody."""
         return any(one.places and one.grant.verbs != frozenset() for one in self._permissions(item)[0])
-
-    def _filed_for(self, subject: Subject) -> Iterator[_Filed]:
-        for kind, of_kind in self._index.items():
-            for value in getattr(subject, kind):
-                filed = of_kind.get(value)
-                if filed is not None:
-                    yield filed
-        yield self._everyone
 
     def explain(self, subject: Subject, request: Request, limit: int = 50) -> Explanation:
         """Walk through all items and say which one allows the request, or why each near one does not.
