@@ -29,6 +29,7 @@ from tests.unit.authenticator.support import (
     KeystoneStandIn,
     StandIn,
     fernet_token,
+    jws,
     keystone_error,
     token_body,
 )
@@ -724,6 +725,23 @@ def test_chained_verdicts_are_kept_as_long_as_they_were(
         assert len(webhook.requests) == 2
 
     chained(webhook, authority, story, ttl="300ms")
+
+
+def test_a_long_token_of_the_clusters_is_passed_on_as_before_us(webhook: StandIn, authority: Authority) -> None:
+    """One with many claims, whose beginning is as Keystone's could be."""
+    webhook.behaviour = says(ADMIN)
+
+    async def story(ask: Asker) -> None:
+        for token in (
+            "x" * 100_000,
+            fernet_token(blocks=2000),
+            jws({"alg": "RS256"}, {"groups": ["g" * 9] * 5000}, 256),
+        ):
+            assert (await ask(token))["authenticated"]
+        assert await ask("x" * 200_000) == REFUSED
+        assert len(webhook.requests) == 3
+
+    chained(webhook, authority, story)
 
 
 def test_an_error_of_the_chained_webhook_is_passed_on_and_not_kept(webhook: StandIn, authority: Authority) -> None:
