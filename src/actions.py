@@ -89,10 +89,15 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     return results | _listed("warnings", policy.warnings)
 
 
+def shortened(lines: Sequence[str]) -> list[str]:
+    """So many lines as people read, and how many more there are."""
+    more = [f"and {len(lines) - LINES_SHOWN} more"] if len(lines) > LINES_SHOWN else []
+    return [*lines[:LINES_SHOWN], *more]
+
+
 def _listed(name: str, lines: Sequence[str]) -> dict[str, str | int]:
     """A result of several lines; none if there are none."""
-    more = [f"and {len(lines) - LINES_SHOWN} more"] if len(lines) > LINES_SHOWN else []
-    return {name: "\n".join([*lines[:LINES_SHOWN], *more])} if lines else {}
+    return {name: "\n".join(shortened(lines))} if lines else {}
 
 
 def check_access(places: Places, access: Access) -> dict[str, str | int]:

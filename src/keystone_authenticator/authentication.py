@@ -34,7 +34,7 @@ from keystone_authenticator.reviews import TokenReview, Verdict
 logger = logging.getLogger("keystone_authenticator.authentication")
 
 LONGEST_TOKEN = 16 * 1024
-# What the displaced webhook took before us it takes behind us: tokens with many claims are long, but no header is longer.
+# What the displaced webhook took before us it takes behind us: tokens with many claims are long.
 LONGEST_CLUSTER_TOKEN = 128 * 1024
 # A million tokens of ten thousand users fit; the unit's MemoryMax is well above.
 MOST_TOKENS = 1_000_000
