@@ -229,7 +229,8 @@ def _read_yaml(text: bytes) -> tuple[Any, Lines]:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         # What libyaml says of an alias without a name, which is what a bare `*` is to it.
         bare = "alias" in reason or "alphabetic or numeric" in reason
-        hint = " (a `*` that stands alone needs quotes)" if bare else ""
+        hint = " (what begins with `*` needs quotes)" if bare else ""
+        hint = " (YAML is indented by spaces, not by tabs)" if "cannot start any token" in reason else hint
         raise PolicyError([Problem(None, mark.line + 1 if mark else None, None, f"not YAML: {reason}{hint}")]) from None
     except ValueError as error:
         raise PolicyError([Problem(None, None, None, f"not a text in UTF-8: {error}")]) from None
@@ -570,6 +571,8 @@ def check(text: bytes, upstream_compatible: bool = False) -> Checked:
     checker = _Checker(lines, upstream_compatible)
     if not isinstance(data, list):
         hint = "it is empty" if data is None else f"found {_kind(data)}"
+        if isinstance(data, dict) and data.get("kind") == "ConfigMap":
+            hint = "found a ConfigMap: what stands under its key `policies` is the policy"
         checker.error((), f"must be a list of items, {hint}")
         return Checked(None, tuple(checker.errors), ())
     for index, item in enumerate(data):

@@ -860,6 +860,8 @@ def test_a_backend_is_asked_in_v1beta1_and_its_groups_are_filtered(webhook: Stan
         {"uid": ""},
         {"extra": {}},
         {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/project/id": [""]}},
+        {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/roles": []}},
+        {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/roles": None}},
     ],
 )
 def test_a_backends_user_must_be_keystones_and_not_reserved(

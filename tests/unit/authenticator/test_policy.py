@@ -470,6 +470,14 @@ def test_yaml_that_is_none_names_the_line() -> None:
     problem = only(problems('- users: {projects: [demo1]}\n  resource_permissions: {"*/*": [*]}\n')[0])
     assert problem.line == 2
     assert "needs quotes" in problem.reason
+    problem = only(problems("- users:\n\tprojects: [demo]\n")[0])
+    assert problem.line == 2
+    assert "by spaces, not by tabs" in problem.reason
+
+
+def test_a_config_map_in_the_policys_place_is_told_as_one() -> None:
+    problem = only(problems("apiVersion: v1\nkind: ConfigMap\ndata:\n  policies: '[]'\n")[0])
+    assert "under its key `policies`" in problem.reason
 
 
 @pytest.mark.parametrize(
