@@ -94,8 +94,17 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
             os.close(descriptor)
 
 
+class _Pool:
+    """Kept connections to a service, until a call fails on one of them."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self.calls = 0
+        self.given_up = False
+
+
 class Client:
-    """A pool of connections to one service."""
+    """Calls one service, over connections that are kept."""
 
     def __init__(
         self,
@@ -113,11 +122,12 @@ class Client:
         self._deadline = deadline
         self._limit = limit
         self._calls = calls or Calls()
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: _Pool | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+    def _open(self) -> _Pool:
+        if self._pool is None:
+            session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._limit,
                     ssl=self._context if self._context is not None else True,
@@ -129,7 +139,25 @@ class Client:
                 auto_decompress=False,
                 headers={"User-Agent": "kubernetes-keystone", "Accept-Encoding": "identity"},
             )
-        return self._session
+            self._pool = _Pool(session)
+        return self._pool
+
+    def _give_up(self, pool: _Pool) -> None:
+        """Take no connection out of this pool any more.
+
+        What lies between may have forgotten all of them and told nobody (a firewall or load balancer that was
+        replaced): tried one after the other, each would cost somebody a deadline.
+        """
+        pool.given_up = True
+        if self._pool is pool:
+            self._pool = None
+
+    def _done(self, pool: _Pool) -> None:
+        pool.calls -= 1
+        if pool.given_up and not pool.calls:
+            task = asyncio.get_running_loop().create_task(pool.session.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def call(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None, attempts: int = 1
@@ -166,8 +194,11 @@ class Client:
     async def _once(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float
     ) -> Answer:
+        pool = self._open()
+        pool.calls += 1
+        answered = False
         try:
-            async with self._open().request(
+            async with pool.session.request(
                 method,
                 url,
                 headers=headers,
@@ -182,6 +213,7 @@ class Client:
                     if size > MAX_ANSWER:
                         raise CannotTell(f"{self._name} answered with more than {MAX_ANSWER} bytes")
                     parts.append(part)
+                answered = True
                 return Answer(response.status, b"".join(parts))
         except asyncio.TimeoutError:
             raise CannotTell(f"{self._name} did not answer within {self._deadline:g} s") from None
@@ -193,11 +225,18 @@ class Client:
             raise _BrokenConnection(f"{self._name} closed the connection: {_short(error)}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise CannotTell(f"the call to {self._name} failed: {_short(error)}") from None
+        finally:
+            # Also where the caller's patience ended, which is a cancellation here.
+            if not answered:
+                self._give_up(pool)
+            self._done(pool)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        if self._pool is not None:
+            await self._pool.session.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 def _short(error: BaseException) -> str:
