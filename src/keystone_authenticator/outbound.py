@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from keystone_authenticator.metrics import Calls
 
 RETRY_AFTER = 0.1
 MAX_ANSWER = 2 * 1024 * 1024
+# Who waits for a name server waits so long if there is an address that was good before.
+LOOKUP_PATIENCE = 1.0
 
 
 class CannotTell(Exception):
@@ -94,6 +97,53 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
             os.close(descriptor)
 
 
+class _Resolver(AbstractResolver):
+    """Finds a name's addresses; while the name servers fail or do not answer, those that it had last.
+
+    The certificate tells whether it is still the right service. One look-up of a name at a time, as each takes one of
+    the few threads that the process has for them until the system's resolver gives up, which can be much later.
+    """
+
+    def __init__(self) -> None:
+        self._system = aiohttp.ThreadedResolver()
+        self._last: dict[tuple[str, int, int], list[ResolveResult]] = {}
+        self._lookups: dict[tuple[str, int, int], asyncio.Task[list[ResolveResult] | OSError]] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give the addresses.
+
+        Raises:
+            OSError: there are none, and were none.
+
+        """
+        key = (host, port, int(family))
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(host, port, family))
+            self._lookups[key] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(key))
+        last = self._last.get(key)
+        await asyncio.wait((lookup,), timeout=None if last is None else LOOKUP_PATIENCE)
+        found = lookup.result() if lookup.done() else OSError("the look-up is still under way")
+        if isinstance(found, list):
+            self._last[key] = found
+            return found
+        if last is None:
+            raise found
+        return last
+
+    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult] | OSError:
+        try:
+            return await self._system.resolve(host, port, family)
+        except OSError as error:
+            return error
+
+    async def close(self) -> None:
+        """Leave look-ups to the system's own patience: a thread cannot be stopped."""
+
+
 class _Pool:
     """Kept connections to a service, until a call fails on one of them."""
 
@@ -124,15 +174,18 @@ class Client:
         self._calls = calls or Calls()
         self._pool: _Pool | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._resolver: _Resolver | None = None
 
     def _open(self) -> _Pool:
         if self._pool is None:
+            self._resolver = self._resolver or _Resolver()
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._limit,
                     ssl=self._context if self._context is not None else True,
                     keepalive_timeout=30,
                     ttl_dns_cache=10,
+                    resolver=self._resolver,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,

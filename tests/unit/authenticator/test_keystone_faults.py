@@ -1,19 +1,17 @@
-"""The running authenticator while its Keystone is broken in every way: nobody waits long, and it ends with the fault."""
+"""The running authenticator while its Keystone is broken in every way: nobody waits long, and it ends with that."""
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from keystone_authenticator.authentication import MOST_CALLS, PROBE_EVERY
 from tests.unit.authenticator.faulty import FAULTS, FaultyKeystone
-from tests.unit.authenticator.support import Authority, Service, eventually, serving, token_review
+from tests.unit.authenticator.support import Answer, Authority, Service, ask, eventually, serving, together
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +38,6 @@ SAID = {
 }
 
 
-class Answer(NamedTuple):
-    """How long an answer took, and what it said."""
-
-    seconds: float
-    code: int
-    status: dict[str, Any]
-
-
 @pytest.fixture
 def keystone(authority: Authority, tmp_path: Path) -> Iterator[FaultyKeystone]:
     made = FaultyKeystone(authority, Authority(tmp_path / "stranger", "stranger"))
@@ -60,28 +50,6 @@ def service(tmp_path: Path, authority: Authority, keystone: FaultyKeystone) -> I
     settings: dict[str, Any] = {"url": keystone.url, "ca": str(authority.ca)}
     with serving(tmp_path, authority, keystone=settings, token_cache_ttl=0.3) as running:
         yield running
-
-
-def ask(service: Service, token: str) -> Answer:
-    began = time.monotonic()
-    code, body = service.post(token_review(token))
-    status = json.loads(body)["status"] if code == 200 else {}
-    return Answer(time.monotonic() - began, code, status)
-
-
-def together(service: Service, tokens: Sequence[str]) -> list[Answer]:
-    """Ask about all of them at once."""
-    answers: dict[int, Answer] = {}
-
-    def one(number: int, token: str) -> None:
-        answers[number] = ask(service, token)
-
-    threads = [threading.Thread(target=one, args=item) for item in enumerate(tokens)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [answers[number] for number in range(len(tokens))]
 
 
 def is_unknown(answer: Answer, fault: str) -> bool:
