@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from keystone_authenticator import access_rules
+from keystone_authenticator import access_rules, clock
 from keystone_authenticator.identity import Account, Group
 from keystone_authenticator.outbound import Answer, CannotTell, Client
 
@@ -108,7 +108,7 @@ class Keystone:
                     expiry = entry.get("membership_expires_at")
                     if expiry is not None:
                         ends = _time(expiry)
-                        if ends <= time.time():
+                        if ends <= clock.now():
                             continue
                         until = ends if until is None else min(until, ends)
                     groups.append(Group(_text(entry, "name"), _text(entry, "domain_id")))
