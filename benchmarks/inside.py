@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from benchmarks import work
 from keystone_authenticator.authentication import Authenticator, ClusterTokens, KeystoneTokens, KeystoneValidator
-from keystone_authenticator.identity import Subject
+from keystone_authenticator.identity import Marks, Subject
 from keystone_authenticator.keystone import Keystone
 from keystone_authenticator.outbound import Answer, Client
 from keystone_authenticator.policy import Policy, Request
@@ -76,7 +78,8 @@ def _questions(policy: Policy, size: int, kind: str) -> list[tuple[Subject, Requ
     allowed = 0
     for question in work.questions(size, QUESTIONS):
         identity = work.OURS.naming.identity(question.account, ())
-        subject = work.OURS.naming.subject(identity.username, identity.uid, identity.groups, dict(identity.extra))
+        marks = msgspec.convert(dict(identity.extra), Marks)
+        subject = work.OURS.naming.subject(identity.username, identity.uid, identity.groups, marks)
         if subject is None:
             raise AssertionError("a user of ours is not known as one")
         request = Request(True, question.verb, question.namespace, question.group, question.resource)

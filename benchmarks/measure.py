@@ -20,16 +20,20 @@ from typing import Any
 from benchmarks import HERE, servers, work
 from benchmarks.report import Row, number, spread
 from benchmarks.servers import Files, Server
-from benchmarks.work import OURS, SIDES, UPSTREAM, Side
+from benchmarks.work import EMPTY, OURS, SIDES, UPSTREAM, Side
 from testbed import setup
 from testbed.cache import TestbedError, call, say
+from testbed.control import ControlPlane
 from testbed.keystone import Keystone
+from testbed.processes import process
 
 PASSES = 3
 SECONDS = {"ours": 1.0, "empty": 1.0, "upstream": 2.0}  # upstream answers so few that it needs longer
-MINTED = 12_000
+MINTED = 18_000
+THROUGH = 6_000  # tokens that are used by turns, so that none comes back within the API server's 10 s
 
 SHARED = "the two processors are shared by client and server, and the limit is near"
+GO = "the empty webhook does not even look at the token; ours answers from its cache, in Python"
 PYTHON = (
     "one process in Python against both processors in Go: 20 µs a review are our own code (JSON 5, reading the review "
     "3, whose it is 5, policy 2 to 5, HTTP 5), the rest is TLS and the event loop, as the limit shows"
@@ -85,9 +89,9 @@ class Bench:
     ) -> Slice:
         """Let the client work on a server for that long, or that many reviews; `fresh`: with tokens never used yet."""
         command = client_command(self.client, self.files, server, items, connections)
-        if count is None:
+        if seconds or not count:
             command.append(f"-duration={(seconds or SECONDS[side.name]) * 1000:.0f}ms")
-        else:
+        if count:
             command.append(f"-count={count}")
         if fresh:
             command += ["-once", f"-first={self.unused}"]
@@ -356,6 +360,137 @@ def access(bench: Bench) -> list[Row]:
     return rows
 
 
+# --------------------------------------------------------------------------------- through a real kube-apiserver
+
+
+@dataclass
+class Through:
+    """An API server that asks one of the webhooks, and tokens that it has forgotten by their next turn."""
+
+    control: ControlPlane
+    items: Path
+    next: int = 0
+
+    def slice(self, bench: Bench, connections: int, seconds: float) -> Slice:
+        """Ask with tokens by turns, each once; a third of them at most, as a token is to rest for 10 s."""
+        command = [str(bench.client), f"-address=127.0.0.1:{self.control.port}", f"-ca={self.control.ca}"]
+        command += [f"-work={self.items}", f"-connections={connections}", f"-first={self.next}"]
+        command += [f"-duration={seconds * 1000:.0f}ms", f"-count={THROUGH // 3}"]
+        told = json.loads(call(command, "see what the client says"))
+        self.next = (self.next + told["total"]) % THROUGH
+        return Slice(**told, calls=0, processor=0)
+
+
+def through(bench: Bench, policy: Path) -> list[Row]:
+    """Measure what a user of kubectl feels: requests to API servers that ask about every token, each time."""
+    say(f"{THROUGH:,} tokens become known, and three API servers start")
+    tokens = bench.tokens[-THROUGH:]
+    answer = work.empty_answer(bench.accounts[0])
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        ours = enter(servers.ours(bench.files, bench.keystone, policy, ttl=3600))
+        made = bench.items("through-known", work.token_items(OURS, tokens, bench.accounts))
+        bench.slice(OURS, ours, made, 16, count=THROUGH - 16)
+        webhooks = {
+            OURS: ours,
+            EMPTY: enter(servers.empty_in_go(bench.files, answer)),
+            UPSTREAM: enter(servers.upstream(bench.files, bench.keystone, policy)),
+        }
+        doors = {
+            side.name: Through(
+                enter(servers.api_server(bench.files, webhook, "v1beta1" if side is UPSTREAM else "v1")),
+                bench.items(f"through-{side.name}", work.whoami_items(side, tokens, bench.accounts)),
+            )
+            for side, webhook in webhooks.items()
+        }
+        control = doors["ours"].control
+        static = work.whoami(control.token, {"user": "administrator", "uid": control.uid})
+        doors["static"] = Through(control, bench.items("through-static", [static]))
+        before = servers.reviews_of(bench.files, ours)
+        taken: dict[int, dict[str, list[Slice]]] = {}
+        for connections in (1, 32):
+            say(f"through a kube-apiserver, {connections} connections")
+            taken[connections] = {name: [] for name in doors}
+            for number_of_pass in range(PASSES + 1):
+                for name in list(doors)[number_of_pass % 4 :] + list(doors)[: number_of_pass % 4]:
+                    found = doors[name].slice(bench, connections, 1.5)
+                    if number_of_pass:  # the first one warms all of them up
+                        taken[connections][name].append(found)
+                        bench.seen.setdefault(name, []).append(found)
+        asked = servers.reviews_of(bench.files, ours) - before
+    sent = sum(one.total for of in taken.values() for one in of["ours"])
+    if asked < sent:
+        raise TestbedError(f"the API server asked {asked} times for {sent} requests: it remembered tokens")
+    return [*_alone(taken[1]), *_together(taken[32])]
+
+
+def _alone(taken: dict[str, list[Slice]]) -> list[Row]:
+    p50 = {name: [one.p50 for one in slices] for name, slices in taken.items()}
+    added = {name: [a - b for a, b in zip(p50[name], p50["static"], strict=True)] for name in p50}
+    mine, least = median(added["ours"]), median(added["empty"])
+    what = "through a kube-apiserver, 1 at a time: median of a request"
+    return [
+        Row(
+            f"{what} beyond a static token's, ms",
+            spread(added["ours"]),
+            spread(added["upstream"]),
+            f"{mine / median(added['upstream']):.2g}x",
+            "≤ 1.2 ms",
+            f"{spread(added['empty'])}: an empty webhook in Go",
+            mine <= 1.2,
+            "what a review costs, and a wake-up of each process on the way",
+        ),
+        Row(
+            f"{what}, ms; a static token's: {spread(p50['static'])}",
+            spread(p50["ours"]),
+            spread(p50["upstream"]),
+            f"{ratios(p50['ours'], p50['empty']):.3g}x of the empty webhook's",
+            "≤ 1x of it",
+            spread(p50["empty"]),
+            mine <= least,
+            GO,
+        ),
+    ]
+
+
+def _together(taken: dict[str, list[Slice]]) -> list[Row]:
+    rate = {name: [one.rate for one in slices] for name, slices in taken.items()}
+    over = {name: ratios(rate["ours"], rate[name]) for name in rate}
+    what = "through a kube-apiserver, 32 at a time"
+    return [
+        Row(
+            f"{what}: requests/s",
+            spread(rate["ours"]),
+            spread(rate["upstream"]),
+            times(over["upstream"]),
+            "≥ 15x",
+            f"{times(ratios(rate['empty'], rate['upstream']))}: {spread(rate['empty'])}, an empty webhook in Go",
+            over["upstream"] >= 15,
+            "the API server's own work",
+        ),
+        Row(
+            f"{what}: share of a static token's rate, {spread(rate['static'])}",
+            f"{over['static']:.2f}",
+            f"{ratios(rate['upstream'], rate['static']):.2f}",
+            "",
+            "≥ 0.5",
+            f"{ratios(rate['empty'], rate['static']):.2f}",
+            over["static"] >= 0.5,
+            "the two processors are shared by client, API server and webhook",
+        ),
+        Row(
+            f"{what}: share of the empty webhook's rate",
+            f"{over['empty']:.2f}",
+            f"{ratios(rate['upstream'], rate['empty']):.2f}",
+            "",
+            "≥ 1",
+            "1",
+            over["empty"] >= 1,
+            GO,
+        ),
+    ]
+
+
 # -------------------------------------------------------------------------------------------------- without a server
 
 
@@ -470,7 +605,8 @@ def _listening() -> Iterator[socket.socket]:
 def _serving(bench: Bench, path: Path, held: socket.socket) -> Iterator[None]:
     shell = f'exec 3<&{held.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=webhook exec "$@"'
     command = ["sh", "-c", shell, "sh", *servers.ours_command(path)]
-    with servers.process(bench.files, "ours-on-a-socket", command, (held.fileno(),)):
+    log = bench.files.folder / "ours-on-a-socket.log"
+    with process(log, command, (held.fileno(),), servers.ENVIRONMENT):
         yield
 
 
@@ -490,6 +626,7 @@ def everything(bench: Bench) -> Iterator[Row]:
     for take in (
         lambda: tokens(bench, policy),
         lambda: access(bench),
+        lambda: through(bench, policy),
         lambda: judged(bench),
         decisions,
         lambda: start(bench, policy),

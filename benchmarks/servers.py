@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,12 @@ from benchmarks import HERE, SOURCE
 from testbed import setup
 from testbed.cache import TestbedError
 from testbed.certificates import Authority
+from testbed.control import ControlPlane
 from testbed.keystone import Keystone
+from testbed.processes import free_port, process
 
 START_TIMEOUT = 30.0
+ENVIRONMENT = {"PYTHONPATH": str(SOURCE)}
 
 
 @dataclass(frozen=True)
@@ -68,44 +70,13 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def free_port() -> int:
-    """Find a free port."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextlib.contextmanager
-def process(
-    files: Files, name: str, command: Sequence[str | Path], descriptors: Sequence[int] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program until the context ends, or this process does; what it says is in the file `<name>.log`."""
-    with (files.folder / f"{name}.log").open("ab") as output:
-        started = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--", *map(str, command)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=descriptors,
-        )
-    try:
-        yield started
-    finally:
-        started.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(5)
-        started.kill()
-        started.wait()
-
-
 @contextlib.contextmanager
 def running(files: Files, name: str, command: Sequence[str | Path], port: int, mutual: bool) -> Iterator[Server]:
     """Run a server until the context ends; it is ready when it has answered a request."""
     context = ssl.create_default_context(cafile=files.path("ca.pem"))
     context.load_cert_chain(files.path("client.pem"), files.path("client.key"))
     began = time.monotonic()
-    with process(files, name, command) as started:
+    with process(files.folder / f"{name}.log", command, environment=ENVIRONMENT) as started:
         while not _answers(port, context):
             if started.poll() is not None or time.monotonic() - began > START_TIMEOUT:
                 raise TestbedError(f"{name} does not start: {(files.folder / f'{name}.log').read_text()[-2000:]}")
@@ -126,8 +97,8 @@ def _answers(port: int, context: ssl.SSLContext) -> bool:
         return False
 
 
-def settings(files: Files, keystone: Keystone, policy: Path | None, port: int) -> Path:
-    """Write our settings: the charm's defaults."""
+def settings(files: Files, keystone: Keystone, policy: Path | None, port: int, ttl: float = 60) -> Path:
+    """Write our settings: the charm's defaults, unless tokens are to be trusted for longer."""
     content = {
         "listen": f"127.0.0.1:{port}",
         "private_listen": f"127.0.0.1:{free_port()}",
@@ -140,7 +111,7 @@ def settings(files: Files, keystone: Keystone, policy: Path | None, port: int) -
         "keystone": {"url": keystone.url, "ca": str(keystone.ca)},
         "default_domain": "default",
         "upstream_compatible": False,
-        "token_cache_ttl": 60,
+        "token_cache_ttl": ttl,
         "outage_grace": 300,
         "policy": str(policy) if policy else None,
         "chained": None,
@@ -159,11 +130,24 @@ def ours_command(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def ours(files: Files, keystone: Keystone, policy: Path | None) -> Iterator[Server]:
+def ours(files: Files, keystone: Keystone, policy: Path | None, ttl: float = 60) -> Iterator[Server]:
     """Run our authenticator, as the charm sets it up (mTLS required)."""
     port = free_port()
-    with running(files, "ours", ours_command(settings(files, keystone, policy, port)), port, True) as server:
+    command = ours_command(settings(files, keystone, policy, port, ttl))
+    with running(files, "ours", command, port, True) as server:
         yield server
+
+
+def reviews_of(files: Files, server: Server) -> int:
+    """Say how many token reviews our authenticator has answered."""
+    private = json.loads((files.folder / f"settings-{server.port}.json").read_text())["private_listen"]
+    with urllib.request.urlopen(f"http://{private}/metrics", timeout=10) as answer:  # its own, on 127.0.0.1
+        lines = answer.read().decode().splitlines()
+    return sum(
+        int(line.split()[-1])
+        for line in lines
+        if line.startswith('kubernetes_keystone_reviews_total{kind="TokenReview')
+    )
 
 
 @contextlib.contextmanager
@@ -192,3 +176,51 @@ def empty(files: Files, answer: bytes) -> Iterator[Server]:
     names = (files.path(name) for name in ("server.pem", "server.key", "ca.pem"))
     with running(files, "empty", [sys.executable, HERE / "empty.py", str(port), *names, reply], port, True) as server:
         yield server
+
+
+@contextlib.contextmanager
+def empty_in_go(files: Files, answer: bytes) -> Iterator[Server]:
+    """Run a webhook of Go's own HTTP server that looks at nothing (mTLS)."""
+    port = free_port()
+    reply = files.folder / f"answer-{port}"
+    reply.write_bytes(answer)
+    command = [
+        setup.benchmark_program("webhook"),
+        f"-address=127.0.0.1:{port}",
+        f"-certificate={files.path('server.pem')}",
+        f"-key={files.path('server.key')}",
+        f"-ca={files.path('ca.pem')}",
+        f"-reply={reply}",
+    ]
+    with running(files, "empty-in-go", command, port, True) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def api_server(files: Files, webhook: Server, version: str) -> Iterator[ControlPlane]:
+    """Run a kube-apiserver that asks this webhook about every token, each time."""
+    user = {}
+    if webhook.mutual:
+        user = {"client-certificate": files.path("client.pem"), "client-key": files.path("client.key")}
+    cluster = {"server": f"https://127.0.0.1:{webhook.port}/webhook", "certificate-authority": files.path("ca.pem")}
+    kubeconfig = files.folder / f"kubeconfig-{webhook.port}"
+    kubeconfig.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "webhook", "cluster": cluster}],
+                "users": [{"name": "api-server", "user": user}],
+                "contexts": [{"name": "webhook", "context": {"cluster": "webhook", "user": "api-server"}}],
+                "current-context": "webhook",
+            }
+        )
+    )
+    flags = (
+        f"--authentication-token-webhook-config-file={kubeconfig}",
+        f"--authentication-token-webhook-version={version}",
+        "--authentication-token-webhook-cache-ttl=0s",
+        "--enable-priority-and-fairness=false",  # it would queue what is to be measured
+    )
+    with ControlPlane(flags) as control:
+        yield control

@@ -99,10 +99,27 @@ def token_items(side: Side, tokens: Iterable[str], accounts: Sequence[Account]) 
         }
         item: dict[str, Any] = {"body": body}
         if accounts:
-            found = accounts[0 if side is EMPTY else number % len(accounts)]
-            item |= {"user": side.naming.identity(found, ()).username, "uid": found.user_id}
+            item |= _holder(side, accounts, number)
         items.append(item)
     return items
+
+
+def _holder(side: Side, accounts: Sequence[Account], number: int) -> dict[str, str]:
+    """Say who must be named as the holder of the token with that number: the empty handler names always the first."""
+    found = accounts[0 if side is EMPTY else number % len(accounts)]
+    return {"user": side.naming.identity(found, ()).username, "uid": found.user_id}
+
+
+def whoami(token: str, holder: dict[str, str]) -> dict[str, Any]:
+    """Have an API server say who the holder of a token is."""
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+    return {"path": path, "token": token, "body": body, **holder}
+
+
+def whoami_items(side: Side, tokens: Iterable[str], accounts: Sequence[Account]) -> list[dict[str, Any]]:
+    """Have an API server say who the holders of tokens are, who take turns."""
+    return [whoami(token, _holder(side, accounts, number)) for number, token in enumerate(tokens)]
 
 
 def empty_answer(account: Account) -> bytes:

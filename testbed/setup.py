@@ -184,15 +184,16 @@ def upstream() -> Path:
     )
 
 
-def benchmark_client() -> Path:
-    """Give the folder with `client`, the load generator of the benchmarks (source: `benchmarks/client`)."""
-    source = HERE.parent / "benchmarks" / "client"
-    return cache.artefact(
-        f"benchmark-client-{_digest(*(path.read_bytes() for path in sorted(source.iterdir())))}",
-        "the benchmarks' client",
+def benchmark_program(name: str) -> Path:
+    """Give a program of the benchmarks in Go: `client`, the load, or `webhook`, which looks at nothing."""
+    source = HERE.parent / "benchmarks" / name
+    folder = cache.artefact(
+        f"benchmark-{name}-{_digest(*(path.read_bytes() for path in sorted(source.iterdir())))}",
+        f"the benchmarks' {name}",
         "10 seconds",
-        lambda folder: _go_build(folder, source, "", {"client": "."}),
+        lambda folder: _go_build(folder, source, "", {name: "."}),
     )
+    return folder / name
 
 
 # --- the machine

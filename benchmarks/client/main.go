@@ -29,6 +29,8 @@ type item struct {
 	User    string          `json:"user"` // empty: the token must be refused
 	UID     string          `json:"uid"`
 	Allowed *bool           `json:"allowed"` // set for an access review
+	Path    string          `json:"path"`    // where to, if not to the webhook
+	Token   string          `json:"token"`   // the API server's: who it says that this is
 
 	request []byte
 	good    atomic.Pointer[[]byte] // an answer to this very item that was parsed and found right
@@ -44,7 +46,10 @@ const (
 )
 
 // judge tells whether an answer is right. Answers equal to one that was judged before are not parsed again.
-func (i *item) judge(answer []byte) verdict {
+func (i *item) judge(code int, answer []byte) verdict {
+	if i.Token != "" && code == http.StatusUnauthorized {
+		return refused
+	}
 	if good := i.good.Load(); good != nil && bytes.Equal(*good, answer) {
 		return right
 	}
@@ -53,12 +58,16 @@ func (i *item) judge(answer []byte) verdict {
 			Authenticated bool
 			Allowed       bool
 			User          struct{ Username, UID string }
+			UserInfo      struct{ Username, UID string }
 		}
 	}
 	if json.Unmarshal(answer, &review) != nil || review.Status == nil {
 		return failed
 	}
 	status := review.Status
+	if i.Token != "" {
+		status.Authenticated, status.User = true, status.UserInfo
+	}
 	switch {
 	case i.Allowed != nil:
 		if status.Allowed != *i.Allowed {
@@ -81,11 +90,11 @@ type connection struct {
 }
 
 // ask sends a review and gives its answer; after an error the next call connects anew.
-func (c *connection) ask(request []byte) (answer []byte, err error) {
+func (c *connection) ask(request []byte) (code int, answer []byte, err error) {
 	if c.open == nil {
 		if c.open, err = tls.Dial("tcp", c.address, c.tls); err != nil {
 			c.open = nil
-			return nil, err
+			return 0, nil, err
 		}
 		c.reader = bufio.NewReader(c.open)
 	}
@@ -98,15 +107,15 @@ func (c *connection) ask(request []byte) (answer []byte, err error) {
 	}()
 	c.open.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err = c.open.Write(request); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	response, err := http.ReadResponse(c.reader, nil)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	answer, err = io.ReadAll(response.Body)
 	closing = err != nil || response.Close
-	return answer, err
+	return response.StatusCode, answer, err
 }
 
 func main() {
@@ -157,8 +166,8 @@ func main() {
 					return false
 				}
 				v := failed
-				if answer, err := c.ask(i.request); err == nil {
-					v = i.judge(answer)
+				if code, answer, err := c.ask(i.request); err == nil {
+					v = i.judge(code, answer)
 				} else {
 					log.Print(err)
 				}
@@ -201,11 +210,15 @@ func main() {
 func load(path, address string) []*item {
 	var items []*item
 	for line := range bytes.Lines(read(path)) {
-		i := &item{}
+		i := &item{Path: "/webhook"}
 		check(json.Unmarshal(line, i))
-		i.request = fmt.Appendf(nil, "POST /webhook HTTP/1.1\r\nHost: %s\r\nUser-Agent: kube-apiserver/benchmark\r\n"+
+		authorization := ""
+		if i.Token != "" {
+			authorization = "Authorization: Bearer " + i.Token + "\r\n"
+		}
+		i.request = fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: kube-apiserver/benchmark\r\n%s"+
 			"Content-Length: %d\r\nAccept: application/json, */*\r\nContent-Type: application/json\r\n\r\n%s",
-			address, len(i.Body), i.Body)
+			i.Path, address, authorization, len(i.Body), i.Body)
 		items = append(items, i)
 	}
 	return items

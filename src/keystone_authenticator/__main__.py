@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from keystone_authenticator import __version__, policy, settings
+from keystone_authenticator import __version__, document, policy, settings
 from keystone_authenticator.identity import Naming, Subject, by_id, by_name
 from keystone_authenticator.settings import SettingsError
 
@@ -119,7 +117,7 @@ class _OneLine(logging.Formatter):
 
 
 def _print(data: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(data) + b"\n")
+    sys.stdout.buffer.write(document.encode(data) + b"\n")
     sys.stdout.flush()
 
 
@@ -163,8 +161,8 @@ _QUESTION_TEXTS = (
 
 def _question() -> tuple[dict[str, str], list[str], list[str]]:
     try:
-        question = orjson.loads(sys.stdin.buffer.read())
-    except orjson.JSONDecodeError as error:
+        question = document.decode(sys.stdin.buffer.read())
+    except document.NotJson as error:
         raise _UsageError(f"the question is not JSON: {error}") from None
     if not isinstance(question, dict):
         raise _UsageError("the question is not a JSON object")

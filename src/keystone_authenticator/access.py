@@ -34,7 +34,7 @@ class Authorizer:
             return reviews.no_opinion(review.version, "neither resourceAttributes nor nonResourceAttributes are there")
         if self.policy is None and self.backend is None:
             return reviews.no_opinion(review.version)
-        subject = self.naming.subject(review.username, review.uid, review.groups, review.extra)
+        subject = self.naming.subject(review.username, review.uid, review.groups, review.marks)
         if subject is None:
             return reviews.no_opinion(review.version)
         rules = subject.access_rules

@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-import orjson
-
-from keystone_authenticator import clock, reviews
+from keystone_authenticator import clock, document, reviews
 from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, claims_to_be_ours
 from keystone_authenticator.identity import Identity, Naming, UnusableIdentityError
@@ -109,8 +107,8 @@ def _is_jws(token: str) -> bool:
     if parts[0] is None or parts[1] is None or parts[2] is None or len(parts[2]) != 64 or "=" in token:
         return False
     try:
-        header, payload = orjson.loads(parts[0]), orjson.loads(parts[1])
-    except orjson.JSONDecodeError:
+        header, payload = document.decode(parts[0]), document.decode(parts[1])
+    except document.NotJson:
         return False
     if not isinstance(header, dict) or not isinstance(payload, dict) or header.get("alg") != "ES256":
         return False
@@ -573,7 +571,7 @@ class ClusterTokens:
     def _key(review: TokenReview, digest: bytes) -> bytes:
         if not review.audiences:
             return digest
-        return hashlib.blake2b(orjson.dumps(review.audiences), key=digest, digest_size=16).digest()
+        return hashlib.blake2b(document.encode(review.audiences), key=digest, digest_size=16).digest()
 
     def cached(self, review: TokenReview, digest: bytes) -> bytes | None:
         """The answer, if it is known and fresh."""

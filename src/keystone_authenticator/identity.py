@@ -8,9 +8,12 @@ itself are all that is held back. This module asks nobody anything; it only spel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import quote
+
+import msgspec
 
 PREFIX = "keystone:"
 _CREDENTIAL = PREFIX + "app-cred:"
@@ -72,16 +75,44 @@ class Identity:
     answers: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Who an access review is about, as a policy compares it: each set holds every spelling that may match.
+class Marks(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "roles": ROLES,
+        "project_id": PROJECT_ID,
+        "project_name": PROJECT_NAME,
+        "project_domain_id": PROJECT_DOMAIN_ID,
+        "user_domain_id": USER_DOMAIN_ID,
+        "credential_id": APPLICATION_CREDENTIAL_ID,
+        "user_id": USER_ID,
+        "user_name": USER_NAME,
+        "access_rules": ACCESS_RULES,
+    },
+):
+    """What is read of a user's `extra` in an access review; Go writes null for an empty list."""
+
+    roles: tuple[str, ...] | None = None
+    project_id: tuple[str, ...] | None = None
+    project_name: tuple[str, ...] | None = None
+    project_domain_id: tuple[str, ...] | None = None
+    user_domain_id: tuple[str, ...] | None = None
+    credential_id: tuple[str, ...] | None = None
+    user_id: tuple[str, ...] | None = None
+    user_name: tuple[str, ...] | None = None
+    access_rules: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Subject(NamedTuple):
+    """Who an access review is about, as a policy compares it: each collection holds every spelling that may match.
 
     With `access_rules` the policy's yes is not enough: they must allow the request too.
     """
 
-    users: frozenset[str]
-    groups: frozenset[str]
-    projects: frozenset[str]
+    users: Collection[str]
+    groups: Collection[str]
+    projects: Collection[str]
     roles: frozenset[str]
     access_rules: tuple[str, ...] | None = None
 
@@ -178,9 +209,7 @@ class Naming:
             ]
         return Identity(username, uid, members, tuple(extra))
 
-    def subject(
-        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]]
-    ) -> Subject | None:
+    def subject(self, username: str, uid: str, groups: Sequence[str], marks: Marks) -> Subject | None:
         """Read a user in an access review; None if it did not come from here, so that there is nothing to say about it.
 
         "Has extra" proves nothing, ordinary service accounts have some too: name, UID, project and domain must all be
@@ -188,47 +217,43 @@ class Naming:
         """
         if not username or not uid:
             return None
-        project_id = _single(extra, PROJECT_ID)
-        user_domain = _single(extra, USER_DOMAIN_ID)
+        project_id, user_domain = _single(marks.project_id), _single(marks.user_domain_id)
         if not project_id or not user_domain:
             return None
-        roles = frozenset(extra.get(ROLES, ()))
-        project_name = _single(extra, PROJECT_NAME)
-        if ACCESS_RULES in extra or username.startswith(_CREDENTIAL):
-            return self._credential_subject(username, uid, extra)
+        if marks.access_rules is not msgspec.UNSET or username.startswith(_CREDENTIAL):
+            return self._credential_subject(username, uid, marks)
+        project_name, roles = _single(marks.project_name), frozenset(marks.roles or ())
         if self.upstream_compatible:
             if is_reserved(username):
                 return None
-            projects = {project_id, project_name} if project_name else {project_id}
-            return Subject(frozenset((username, uid)), frozenset(groups), frozenset(projects), roles)
-        project_domain = _single(extra, PROJECT_DOMAIN_ID)
+            projects = (project_id, project_name) if project_name else (project_id,)
+            return Subject((username, uid), groups, projects, roles)
+        project_domain = _single(marks.project_domain_id)
         if not project_domain or not username.startswith(PREFIX):
             return None
         name, at, domain = username[len(PREFIX) :].partition("@")
         expected = "" if user_domain == self.default_domain else encode(user_domain)
-        if not name or ":" in username[len(PREFIX) :] or domain != expected or bool(at) != bool(expected):
+        if not name or ":" in name or domain != expected or bool(at) != bool(expected):
             return None
-        projects = {by_id(project_id)}
-        if project_name:
-            projects.add(by_name(project_name, project_domain))
-        return Subject(frozenset((username, by_id(uid))), frozenset(groups), frozenset(projects), roles)
+        projects = (by_id(project_id), by_name(project_name, project_domain)) if project_name else (by_id(project_id),)
+        return Subject((username, by_id(uid)), groups, projects, roles)
 
-    def _credential_subject(self, username: str, uid: str, extra: Mapping[str, Sequence[str]]) -> Subject | None:
+    def _credential_subject(self, username: str, uid: str, marks: Marks) -> Subject | None:
         """A credential with access rules: its user to the policy, without the groups, which it is not told."""
-        user_id, user_name = _single(extra, USER_ID), _single(extra, USER_NAME)
-        project_id, project_name = _single(extra, PROJECT_ID), _single(extra, PROJECT_NAME)
-        user_domain, project_domain = _single(extra, USER_DOMAIN_ID), _single(extra, PROJECT_DOMAIN_ID)
-        rules = tuple(extra.get(ACCESS_RULES, ()))
+        user_id, user_name = _single(marks.user_id), _single(marks.user_name)
+        project_id, project_name = _single(marks.project_id), _single(marks.project_name)
+        user_domain, project_domain = _single(marks.user_domain_id), _single(marks.project_domain_id)
+        rules = marks.access_rules or ()
         # Whoever may impersonate the name alone, or take the rules away, gets nothing.
         if self.upstream_compatible or not all((rules, user_id, user_name, project_id, user_domain, project_domain)):
             return None
-        if uid != _single(extra, APPLICATION_CREDENTIAL_ID) or username != self.credential(uid):
+        if uid != _single(marks.credential_id) or username != self.credential(uid):
             return None
-        roles = extra.get(ROLES, ())
+        roles = marks.roles or ()
         return Subject(
-            frozenset((self.user(user_name, user_domain), by_id(user_id))),
-            frozenset((self.project(project_id), *(self.role(project_id, role) for role in roles))),
-            frozenset((by_id(project_id), *([by_name(project_name, project_domain)] if project_name else ()))),
+            (self.user(user_name, user_domain), by_id(user_id)),
+            (self.project(project_id), *(self.role(project_id, role) for role in roles)),
+            (by_id(project_id), *([by_name(project_name, project_domain)] if project_name else ())),
             frozenset(roles),
             rules,
         )
@@ -244,6 +269,5 @@ def by_name(name: str, domain_id: str) -> str:
     return f"{name}\0{domain_id}"
 
 
-def _single(extra: Mapping[str, Sequence[str]], key: str) -> str:
-    values = extra.get(key, ())
-    return values[0] if len(values) == 1 else ""
+def _single(values: Sequence[str] | None) -> str:
+    return values[0] if values is not None and len(values) == 1 else ""

@@ -14,9 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-import orjson
-
-from keystone_authenticator import access_rules, clock
+from keystone_authenticator import access_rules, clock, document
 from keystone_authenticator.identity import Account, Group
 from keystone_authenticator.outbound import Answer, CannotTell, Client
 
@@ -81,7 +79,7 @@ class Keystone:
         if answer.status != 200:
             raise CannotTell(f"Keystone answered with status {answer.status}")
         try:
-            return _valid_token(_object(orjson.loads(answer.body), "token"))
+            return _valid_token(_object(document.decode(answer.body), "token"))
         except (ValueError, KeyError, TypeError) as error:
             raise CannotTell(f"Keystone's answer about a token was not understood ({type(error).__name__})") from None
 
@@ -103,7 +101,7 @@ class Keystone:
                 reason = f"Keystone answered {answer.status} when asked for the groups of the user {user_id}"
                 raise CannotTell(reason, single=single)
             try:
-                body = orjson.loads(answer.body)
+                body = document.decode(answer.body)
                 for entry in body["groups"]:
                     expiry = entry.get("membership_expires_at")
                     if expiry is not None:
@@ -149,7 +147,7 @@ def _error_message(answer: Answer) -> str:
 
     """
     try:
-        error = _object(orjson.loads(answer.body), "error")
+        error = _object(document.decode(answer.body), "error")
         if error["code"] == answer.status and isinstance(error["message"], str):
             # "This is not a recognized Fernet token …": some of Keystone's messages have the token in them.
             return _LOOKS_SECRET.sub("…", error["message"])

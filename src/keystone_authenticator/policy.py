@@ -17,13 +17,12 @@ with that ID, as upstream has it. This module knows nothing of HTTP or reviews' 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import orjson
-
+from keystone_authenticator import document
 from keystone_authenticator.identity import Naming, Subject, by_id, by_name
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -44,6 +43,7 @@ _RESOURCE_VERBS = frozenset(
 _PATH_VERBS = frozenset(["get", "head", "post", "put", "patch", "delete", "options", "connect"])
 _HEX_ID = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{64})\Z")
 
+_T = TypeVar("_T")
 # (path from the top of the policy) -> 1-based line
 Lines = dict[tuple[int | str, ...], int]
 
@@ -135,8 +135,8 @@ def read(text: bytes) -> tuple[Any, Lines]:
     if len(text) > MAX_BYTES:
         raise PolicyError([Problem(None, None, None, f"longer than {MAX_BYTES} bytes")])
     try:
-        return orjson.loads(text), {}
-    except orjson.JSONDecodeError:
+        return document.decode(text), {}
+    except document.NotJson:
         return _read_yaml(text)
 
 
@@ -441,11 +441,10 @@ def _kind(value: object) -> str:
 # compiling
 
 
-@dataclass(frozen=True)
-class _Pattern:
+class _Pattern(NamedTuple):
     """One half of a version 1 key: some names, all of them, or all but some."""
 
-    names: frozenset[str]
+    names: frozenset[str] = frozenset()
     everything: bool = False
     negated: bool = False
 
@@ -456,12 +455,9 @@ class _Pattern:
         # A request about all namespaces, or about what has none, is met by `*` alone.
         return self.matches(namespace) if namespace else self.everything
 
-    def literals(self) -> Iterable[str]:
-        """The names that an index can file this under."""
-        return ("*",) if self.everything or self.negated else self.names
 
-
-_EVERYTHING = _Pattern(frozenset(), everything=True)
+_EVERYTHING = _Pattern(everything=True)
+_NOTHING = _Pattern()
 _LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
 
 
@@ -489,21 +485,21 @@ def _pattern(half: str) -> _Pattern:
     listed = _LIST.match(half)
     if listed:
         try:
-            names = orjson.loads(f"[{listed[2]}]".replace("'", '"'))
-        except orjson.JSONDecodeError:
+            names = document.decode(f"[{listed[2]}]".replace("'", '"'))
+        except document.NotJson:
             raise ValueError(f"{half!r} is not a list of quoted names") from None
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"{half!r} is not a list of quoted names")
         negated = bool(listed[1])
         if "*" in names:
-            return _Pattern(frozenset()) if negated else _EVERYTHING
+            return _NOTHING if negated else _EVERYTHING
         return _Pattern(frozenset(names), negated=negated)
     if "[" in half or "]" in half:
         raise ValueError(f"{half!r} is not a list of quoted names")
     if half == "*":
         return _EVERYTHING
     if half == "!*":
-        return _Pattern(frozenset())
+        return _NOTHING
     if half.startswith("!"):
         return _Pattern(frozenset((half[1:],)), negated=True)
     return _Pattern(frozenset((half,)))
@@ -526,87 +522,219 @@ class _Subjects(NamedTuple):
         return None
 
 
-class _Rule(NamedTuple):
-    """One permission of one item, ready to be compared; `verbs` None is any verb."""
+class _Cover(NamedTuple):
+    """What of the requests about a namespace and a resource is covered: what remains to be compared when these fit.
 
-    subjects: _Subjects
-    verbs: frozenset[str] | None
-    covers: Callable[[Request], bool]
-    on_resources: bool
+    `itself` is the resource, `parts` are its sub-resources; None means any.
+    """
 
-    def allows(self, subject: Subject, request: Request) -> bool:
-        verbs, (roles, any_of) = self.verbs, self.subjects
-        if verbs is not None and request.verb not in verbs:
-            return False
-        if not roles <= subject.roles:
-            return False
-        for kind, values in any_of:
-            if values.isdisjoint(getattr(subject, kind)):
-                return False
-        return request.resource_request is self.on_resources and self.covers(request)
+    itself: bool = True
+    parts: _Pattern = _EVERYTHING
+    namespaces: _Pattern | None = None
+    resources: _Pattern | None = None
+    api_group: str | None = None
 
-    def applies(self, request: Request) -> bool:
-        return request.resource_request is self.on_resources and self.covers(request)
-
-    def verb_fits(self, request: Request) -> bool:
-        return self.verbs is None or request.verb in self.verbs
+    def covers(self, request: Request) -> bool:
+        itself, parts, namespaces, resources, api_group = self
+        part = request.subresource
+        return (
+            (parts.matches(part) if part else itself)
+            and (api_group is None or api_group == request.api_group)
+            and (namespaces is None or namespaces.matches_namespace(request.namespace))
+            and (resources is None or resources.matches(request.resource))
+        )
 
 
 _ANY = "*"
-_RESOURCE, _PATH = "resource", "path"
-# What a rule is about, as far as an index can tell: (_RESOURCE, namespace, resource) or (_PATH, path, ""), `*` where
-# open.
-_What = tuple[str, str, str]
-_ANYTHING: _What = (_RESOURCE, _ANY, _ANY)
 
 
-def whats(request: Request) -> set[_What]:
-    """All under which a rule that covers the request may be filed."""
-    if not request.resource_request:
-        return {(_PATH, request.path, ""), (_PATH, _ANY, "")}
-    namespace, resource = request.namespace or _ANY, request.resource
-    return {(_RESOURCE, namespace, resource), (_RESOURCE, namespace, _ANY), (_RESOURCE, _ANY, resource), _ANYTHING}
+class _Place(NamedTuple):
+    """Where in the index a permission for resources stands, `*` for any, and what it covers there."""
+
+    namespace: str
+    resource: str
+    cover: _Cover
+
+    def covers(self, request: Request) -> bool:
+        return (
+            request.resource_request
+            and self.namespace in (_ANY, request.namespace)
+            and self.resource in (_ANY, request.resource)
+            and self.cover.covers(request)
+        )
+
+
+class _Path(NamedTuple):
+    """The path that a permission is for, or what its paths begin with."""
+
+    path: str
+    begins: bool = False
+
+    def covers(self, request: Request) -> bool:
+        if request.resource_request:
+            return False
+        return request.path.startswith(self.path) if self.begins else request.path == self.path
+
+
+class _Grant(NamedTuple):
+    """Who may use which verbs; `verbs` None is any verb."""
+
+    subjects: _Subjects
+    verbs: frozenset[str] | None
+
+    def fits(self, subject: Subject, request: Request) -> bool:
+        (roles, any_of), verbs = self
+        if verbs is not None and request.verb not in verbs:
+            return False
+        return roles <= subject.roles and not any(values.isdisjoint(getattr(subject, kind)) for kind, values in any_of)
+
+
+class _Permission(NamedTuple):
+    """One permission of one item."""
+
+    grant: _Grant
+    places: tuple[_Place | _Path, ...]
+
+    def covers(self, request: Request) -> bool:
+        return any(place.covers(request) for place in self.places)
+
+
+class _Shared:
+    """Gives the first of equal objects for all of them.
+
+    Ten thousand items do not stay in a processor's caches: a decision is to touch little that is its item's own.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[object, Any] = {}
+
+    def __call__(self, value: _T, key: object = None) -> _T:
+        """Give the first value with this key; without a key the value is its own."""
+        return self._seen.setdefault(value if key is None else key, value)
+
+
+# resource, or `*` -> grants, each with what it covers there
+_Resources = dict[str, Sequence[tuple[_Grant, _Cover]]]
+# So many namespaces are walked through: that touches less memory than a dictionary does.
+_FEW = 4
+
+
+class _Filed:
+    """The permissions of all who have one thing in common; complete once `share` was called."""
+
+    __slots__ = ("few", "many", "paths")
+
+    def __init__(self) -> None:
+        # by namespace, or `*`
+        self.many: dict[str, _Resources] = {}
+        self.few: tuple[tuple[str, _Resources], ...] = ()
+        self.paths: _Paths | None = None
+
+    def add(self, grant: _Grant, place: _Place | _Path, shared: _Shared) -> None:
+        if isinstance(place, _Place):
+            grants: Any = self.many.setdefault(place.namespace, {}).setdefault(place.resource, [])
+            grants.append((grant, shared(place.cover)))
+        else:
+            self.paths = self.paths or _Paths()
+            self.paths.add(grant, place)
+
+    def share(self, shared: _Shared) -> None:
+        """Have what is equal to another's be the same object as the other's."""
+        for namespace, found in self.many.items():
+            for resource, grants in found.items():
+                found[resource] = shared(tuple(dict.fromkeys(grants)))
+            # Whether dictionaries are equal, the identity of what is shared already tells.
+            self.many[namespace] = shared(found, ("resources", *((key, id(found[key])) for key in sorted(found))))
+        if len(self.many) <= _FEW:
+            self.few, self.many = tuple(self.many.items()), shared({}, "none")
+
+    def candidates(self, request: Request) -> Iterator[_Grant]:
+        """Give the grants that cover the request, whomever else they ask for."""
+        if not request.resource_request:
+            yield from self.paths.candidates(request.path) if self.paths is not None else ()
+            return
+        asked = request.namespace
+        for namespace, resources in self.few:
+            if namespace in (asked, _ANY):
+                yield from _covering(resources, request)
+        if self.many:
+            for namespace in (asked, _ANY):
+                if namespace in self.many:
+                    yield from _covering(self.many[namespace], request)
+
+
+def _covering(resources: _Resources, request: Request) -> Iterator[_Grant]:
+    for resource in (request.resource, _ANY):
+        for grant, cover in resources.get(resource, ()):
+            if cover.covers(request):
+                yield grant
+
+
+class _Paths:
+    """The same for paths."""
+
+    def __init__(self) -> None:
+        self.exact: dict[str, list[_Grant]] = {}
+        self.begin: list[tuple[str, _Grant]] = []
+
+    def add(self, grant: _Grant, place: _Path) -> None:
+        if place.begins:
+            self.begin.append((place.path, grant))
+        else:
+            self.exact.setdefault(place.path, []).append(grant)
+
+    def candidates(self, path: str) -> Iterator[_Grant]:
+        yield from self.exact.get(path, ())
+        for start, grant in self.begin:
+            if path.startswith(start):
+                yield grant
 
 
 class Policy:
-    """A compiled policy; rules are found by whom they mean and what they are about, not by walking through all."""
+    """A compiled policy; permissions are found by whom and what they are about, not by walking through all items."""
 
     def __init__(self, items: Sequence[dict[str, Any]], naming: Naming) -> None:
         """Compile items that `check` found usable."""
         self.items = items
         self._naming = naming
-        self._dead: dict[int, str] = {}
-        self._rules: dict[int, list[_Rule]] = {}
-        self._subjects_seen: dict[_Subjects, _Subjects] = {}
-        # anchor (one thing that whoever is meant must have) -> what -> rules
-        self._index: dict[tuple[str, str], dict[_What, list[_Rule]]] = {}
-        for number, item in enumerate(items, 1):
-            self._rules[number] = []
-            for rule, whats in self._compile(number, item):
-                self._rules[number].append(rule)
-                for anchor in _anchors(rule.subjects):
-                    found = self._index.setdefault(anchor, {})
-                    for what in whats:
-                        found.setdefault(what, []).append(rule)
-        self._subjects_seen.clear()
-        self._kinds = frozenset(kind for kind, _ in self._index)
+        # kind -> what a user has of it -> permissions of whoever has it
+        self._index: dict[str, dict[str, _Filed]] = {}
+        self._everyone = _Filed()
+        shared = _Shared()
+        for item in items:
+            for permission in self._permissions(item)[0]:
+                self._file(permission, shared)
+        for filed in (self._everyone, *(filed for of_kind in self._index.values() for filed in of_kind.values())):
+            filed.share(shared)
+
+    def _file(self, permission: _Permission, shared: _Shared) -> None:
+        (subjects, verbs), places = permission
+        kind, values, rest = _anchor(subjects)
+        grant = shared(_Grant(rest, verbs))
+        if kind is None:
+            under = [self._everyone]
+        else:
+            of_kind = self._index.setdefault(kind, {})
+            under = [of_kind.setdefault(value, _Filed()) for value in values]
+        for filed in under:
+            for place in places:
+                filed.add(grant, place, shared)
 
     def allows(self, subject: Subject, request: Request) -> bool:
         """Whether any item allows this request."""
-        asked = whats(request)
-        for rules in self._anchored(subject):
-            for what in asked:
-                for rule in rules.get(what, ()):
-                    if rule.allows(subject, request):
-                        return True
+        for filed in self._filed_for(subject):
+            for grant in filed.candidates(request):
+                if grant.fits(subject, request):
+                    return True
         return False
 
-    def _anchored(self, subject: Subject) -> Iterator[dict[_What, list[_Rule]]]:
-        for kind in self._kinds:
-            for value in (_ANY,) if kind == "" else getattr(subject, kind):
-                rules = self._index.get((kind, value))
-                if rules is not None:
-                    yield rules
+    def _filed_for(self, subject: Subject) -> Iterator[_Filed]:
+        for kind, of_kind in self._index.items():
+            for value in getattr(subject, kind):
+                filed = of_kind.get(value)
+                if filed is not None:
+                    yield filed
+        yield self._everyone
 
     def explain(self, subject: Subject, request: Request, limit: int = 50) -> Explanation:
         """Walk through all items and say which one allows the request, or why each near one does not.
@@ -614,12 +742,13 @@ class Policy:
         An item is near if it means this user, or if it is about this request.
         """
         misses: list[tuple[int, str]] = []
-        for number, rules in self._rules.items():
-            if any(rule.allows(subject, request) for rule in rules):
+        for number, item in enumerate(self.items, 1):
+            permissions, dead = self._permissions(item)
+            if any(one.grant.fits(subject, request) and one.covers(request) for one in permissions):
                 return Explanation(True, number, f"item {number} allows it", tuple(misses[:limit]))
-            if number in self._dead:
-                misses.append((number, self._dead[number]))
-            if reason := _near_miss(rules, subject, request):
+            if dead is not None:
+                misses.append((number, dead))
+            if reason := _near_miss(permissions, subject, request):
                 misses.append((number, reason))
         near = f" ({len(misses)} came near)" if misses else ""
         return Explanation(False, None, f"no item allows it{near}; RBAC decides", tuple(misses[:limit]))
@@ -674,132 +803,123 @@ class Policy:
         for kind, values in any_of:
             if not values:
                 raise ValueError(f"it names no {kind}")
-        subjects = _Subjects(roles, tuple(any_of))
-        return self._subjects_seen.setdefault(subjects, subjects)
+        return _Subjects(roles, tuple(any_of))
 
     # -- what an item is about
 
-    def _compile(self, number: int, item: dict[str, Any]) -> Iterator[tuple[_Rule, list[_What]]]:
+    def _permissions(self, item: dict[str, Any]) -> tuple[list[_Permission], str | None]:
+        """What an item permits, and why some or all of it is for nobody, if that is so."""
+        found: list[_Permission] = []
         # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
         try:
             if item.get("resource_permissions") is not None:
                 subjects = self._subjects(item, ())
                 for key, verbs in item["resource_permissions"].items():
-                    yield from self._key(subjects, key, verbs)
+                    allowed = _verbs([verb.lower() for verb in verbs])
+                    places = self._places(key, whole=allowed is None)
+                    if places is not None:
+                        found.append(_Permission(_Grant(subjects, allowed), places))
             elif item.get("resource") is not None:
-                yield _resource(self._subjects(item, item.get("match") or ()), item["resource"])
+                subjects = self._subjects(item, item.get("match") or ())
+                spec = item["resource"]
+                found.append(_Permission(_Grant(subjects, _verbs(spec["verbs"])), tuple(_resource(spec))))
             if item.get("nonresource_permissions") is not None:
                 subjects = self._subjects(item, ())
                 for path, verbs in item["nonresource_permissions"].items():
-                    yield _exact_path(subjects, verbs, path)
+                    found.append(_Permission(_Grant(subjects, _verbs(verbs)), (_Path(path),)))
             elif item.get("nonresource") is not None:
-                yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
+                subjects = self._subjects(item, item.get("match") or ())
+                found.append(_nonresource(subjects, item["nonresource"]))
         except ValueError as error:
-            self._dead[number] = str(error)
+            return found, str(error)
+        return found, None
 
-    def _key(self, subjects: _Subjects, key: str, verbs: list[str]) -> Iterator[tuple[_Rule, list[_What]]]:
-        """One entry of version 1's resource_permissions; keys that are no keys are skipped, as upstream does."""
+    def _places(self, key: str, *, whole: bool) -> tuple[_Place, ...] | None:
+        """Where a key of version 1's resource_permissions is filed; None if it is no key: upstream skips such, too.
+
+        `whole`: it is about all verbs.
+        """
         upstream = self._naming.upstream_compatible
         halves = [half.strip().lower() for half in (key.split("/") if upstream else _split(key))]
         if len(halves) != 2 and (upstream or len(halves) != 3):
-            return
+            return None
         try:
             patterns = [_pattern(half) for half in halves]
         except ValueError:
-            return
-        allowed = _verbs([verb.lower() for verb in verbs])
-        namespaces, resources = patterns[0], patterns[1]
-        if upstream:
-            coverage = _upstream_coverage(namespaces, resources)
-        elif len(patterns) == 3:
-            coverage = _sub_resource_coverage(namespaces, resources, patterns[2])
-        else:
-            coverage = _coverage(namespaces, resources, whole=allowed is None)
-        yield (
-            _Rule(subjects, allowed, coverage, on_resources=True),
-            [
-                (_RESOURCE, namespace, resource.partition("/")[0])
-                for namespace in namespaces.literals()
-                for resource in resources.literals()
-            ],
+            return None
+        places = _covered(patterns[1], patterns[2:], whole=whole) if not upstream else _upstream_covered(patterns[1])
+        return tuple(
+            _Place(namespace, resource, cover._replace(namespaces=rest))
+            for namespace, rest in _filed_under(patterns[0])
+            for resource, cover in places
+            if namespace  # an empty one is no request's: `matches_namespace`
         )
 
 
-def _upstream_coverage(namespaces: _Pattern, resources: _Pattern) -> Callable[[Request], bool]:
+def _filed_under(pattern: _Pattern) -> list[tuple[str, _Pattern | None]]:
+    """The keys of an index for a pattern, and what has to be compared besides."""
+    if pattern.everything:
+        return [(_ANY, None)]
+    return [(_ANY, pattern)] if pattern.negated else [(name, None) for name in sorted(pattern.names)]
+
+
+def _upstream_covered(resources: _Pattern) -> list[tuple[str, _Cover]]:
     """Upstream's version 1: sub-resources are not looked at."""
-
-    def covers(request: Request) -> bool:
-        return namespaces.matches_namespace(request.namespace) and resources.matches(request.resource)
-
-    return covers
+    return [(resource, _Cover(resources=rest)) for resource, rest in _filed_under(resources)]
 
 
-def _coverage(namespaces: _Pattern, resources: _Pattern, whole: bool) -> Callable[[Request], bool]:
-    """The native `<namespace>/<resource>`; `whole`: with any verb, `*` is all there is, sub-resources included."""
+def _covered(resources: _Pattern, parts: Sequence[_Pattern], *, whole: bool) -> list[tuple[str, _Cover]]:
+    """The native `<namespace>/<resource>`, and with `parts` `…/<sub-resource>`, which is about sub-resources alone.
 
-    def covers(request: Request) -> bool:
-        if not namespaces.matches_namespace(request.namespace):
-            return False
+    `whole`: with any verb, `*` is all there is, sub-resources included.
+    """
+    if resources.negated:
         # The question "all resources?" (kubectl auth can-i get '*') is not answered by a rule for all but some.
-        if request.resource == _ANY:
-            return resources.everything
-        if not request.subresource:
-            return resources.matches(request.resource)
-        if resources.everything:
-            return whole
-        named = (f"{request.resource}/{request.subresource}", f"{request.resource}/*")
-        return not resources.negated and not resources.names.isdisjoint(named)
-
-    return covers
-
-
-def _sub_resource_coverage(
-    namespaces: _Pattern, resources: _Pattern, subresources: _Pattern
-) -> Callable[[Request], bool]:
-    """The native `<namespace>/<resource>/<sub-resource>`, which is about sub-resources alone."""
-
-    def covers(request: Request) -> bool:
-        return (
-            bool(request.subresource)
-            and namespaces.matches_namespace(request.namespace)
-            and resources.matches(request.resource)
-            and subresources.matches(request.subresource)
-        )
-
-    return covers
+        resources = _Pattern(resources.names | {_ANY}, negated=True)
+    if parts:
+        cover = _Cover(itself=False, parts=parts[0])
+        return [
+            (name, cover._replace(resources=rest))
+            for name, rest in _filed_under(resources)
+            if name == _ANY or "/" not in name
+        ]
+    if resources.everything:
+        return [(_ANY, _Cover(parts=_EVERYTHING if whole else _NOTHING))]
+    if resources.negated:
+        return [(_ANY, _Cover(parts=_NOTHING, resources=resources))]
+    return [(name, cover) for name, cover in _named(resources.names) if name != _ANY]
 
 
-def _resource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
+def _named(names: Iterable[str]) -> Iterator[tuple[str, _Cover]]:
+    """Where names of resources and sub-resources are filed: `pods`, `pods/log`, `pods/*`."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        resource, slash, part = name.partition("/")
+        if part or not slash:
+            parts.setdefault(resource, set()).add(part)
+    for resource, found in sorted(parts.items()):
+        named = _names(tuple(sorted(found - {"", _ANY})))
+        covered = _EVERYTHING if _ANY in found else _Pattern(named)
+        yield resource, _Cover(itself="" in found, parts=covered)
+
+
+def _resource(spec: dict[str, Any]) -> Iterator[_Place]:
     """Version 2's resource; `version` is in truth the API group."""
-    group, namespace, resources = spec["version"], spec["namespace"], _names(tuple(spec["resources"]))
-
-    def covers(request: Request) -> bool:
-        if group not in (_ANY, request.api_group) or namespace not in (_ANY, request.namespace):
-            return False
-        if _ANY in resources:
-            return True
-        if not request.subresource:
-            return request.resource in resources
-        return f"{request.resource}/*" in resources or f"{request.resource}/{request.subresource}" in resources
-
-    whats = {(_RESOURCE, namespace or _ANY, resource.partition("/")[0]) for resource in resources}
-    return _Rule(subjects, _verbs(spec["verbs"]), covers, on_resources=True), sorted(whats)
+    group = None if spec["version"] == _ANY else spec["version"]
+    if _ANY in spec["resources"]:
+        yield _Place(spec["namespace"], _ANY, _Cover(api_group=group))
+        return
+    for resource, cover in _named(spec["resources"]):
+        # `*/log` is compared as it stands, and not about any resource.
+        rest = _Pattern(frozenset((_ANY,))) if resource == _ANY else None
+        yield _Place(spec["namespace"], resource, cover._replace(api_group=group, resources=rest))
 
 
-def _nonresource(subjects: _Subjects, spec: dict[str, Any]) -> tuple[_Rule, list[_What]]:
+def _nonresource(subjects: _Subjects, spec: dict[str, Any]) -> _Permission:
     """Version 2's nonresource; a trailing `*` in the path stands for any end."""
     path = spec["path"]
-    verbs = () if "" in spec["verbs"] else spec["verbs"]
-    if not path.endswith(_ANY):
-        return _exact_path(subjects, verbs, path)
-    start = path.rstrip(_ANY)
-    rule = _Rule(subjects, _verbs(verbs), lambda request: request.path.startswith(start), on_resources=False)
-    return rule, [(_PATH, _ANY, "")]
-
-
-def _exact_path(subjects: _Subjects, verbs: Sequence[str], path: str) -> tuple[_Rule, list[_What]]:
-    rule = _Rule(subjects, _verbs(verbs), lambda request: request.path == path, on_resources=False)
-    return rule, [(_PATH, path, "")]
+    place = _Path(path.rstrip(_ANY), begins=True) if path.endswith(_ANY) else _Path(path)
+    return _Permission(_Grant(subjects, _verbs(() if "" in spec["verbs"] else spec["verbs"])), (place,))
 
 
 def _verbs(verbs: Iterable[str]) -> frozenset[str] | None:
@@ -809,30 +929,38 @@ def _verbs(verbs: Iterable[str]) -> frozenset[str] | None:
 
 @lru_cache(maxsize=4096)
 def _names(names: tuple[str, ...]) -> frozenset[str]:
-    """One object for the same names in many items: what a decision looks at then stays in the processor's caches."""
+    """One object for the same names in many items."""
     return frozenset(names)
 
 
-def _anchors(subjects: _Subjects) -> list[tuple[str, str]]:
-    """Where a rule is filed: under each value of its narrowest condition, as whoever it means has one of those."""
-    kinds = dict(subjects.any_of)
-    for kind in ("users", "projects", "groups"):
-        if kind in kinds:
-            return [(kind, value) for value in kinds[kind]]
-    if subjects.roles:
-        return [("roles", min(subjects.roles))]
-    if "roles" in kinds:
-        return [("roles", value) for value in kinds["roles"]]
-    return [("", _ANY)]
+def _anchor(subjects: _Subjects) -> tuple[str | None, Iterable[str], _Subjects]:
+    """Where a permission is filed: under each value of its narrowest condition, as whoever is meant has one of those.
+
+    Gives the condition's kind (None: there is none), its values, and the conditions that remain.
+    """
+    roles, any_of = subjects
+    kinds = [kind for kind, _ in any_of]
+    for wanted in ("users", "projects", "groups"):
+        if wanted in kinds:
+            place = kinds.index(wanted)
+            return wanted, any_of[place][1], _Subjects(roles, any_of[:place] + any_of[place + 1 :])
+    if roles:
+        narrowest = min(roles)
+        return "roles", (narrowest,), _Subjects(_names(tuple(sorted(roles - {narrowest}))), any_of)
+    if any_of:
+        return "roles", any_of[0][1], _Subjects(roles, any_of[1:])
+    return None, (), subjects
 
 
-def _near_miss(rules: Sequence[_Rule], subject: Subject, request: Request) -> str | None:
+def _near_miss(permissions: Sequence[_Permission], subject: Subject, request: Request) -> str | None:
     best: str | None = None
-    for rule in rules:
-        who, what = rule.subjects.miss(subject), rule.applies(request)
-        if who is None and what and not rule.verb_fits(request):
+    for permission in permissions:
+        subjects, verbs = permission.grant
+        who, what = subjects.miss(subject), permission.covers(request)
+        verb_fits = verbs is None or request.verb in verbs
+        if who is None and what and not verb_fits:
             return f"the verb {request.verb!r} is not among its verbs"
-        if who is not None and what and rule.verb_fits(request):
+        if who is not None and what and verb_fits:
             best = best or who
         elif who is None:
             best = best or f"it means this user, but does not cover {request.target}"

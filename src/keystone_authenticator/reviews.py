@@ -5,13 +5,14 @@ Answers are given in the version that was asked in. Nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 
-from keystone_authenticator.identity import Identity
+from keystone_authenticator import document
+from keystone_authenticator.identity import Identity, Marks
 from keystone_authenticator.policy import Request
 
 AUTHENTICATION = "authentication.k8s.io/"
@@ -33,15 +34,15 @@ class TokenReview(NamedTuple):
 
 
 class AccessReview(NamedTuple):
-    """May this user do this? `request` is None where the review does not say what."""
+    """May this user do this? `request` is None where the review does not say what; `body` is the review as it came."""
 
     version: str
     username: str
     uid: str
     groups: Sequence[str]
-    extra: Mapping[str, Sequence[str]]
+    marks: Marks
     request: Request | None
-    spec: Mapping[str, Any]
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,48 @@ class Verdict:
     error: str | None
 
 
+# What is read of a review; Go writes null for what it has nothing of. Fields that are not here are passed over.
+
+
+class _ResourceAttributes(msgspec.Struct, gc=False):
+    verb: str | None = None
+    namespace: str | None = None
+    group: str | None = None
+    resource: str | None = None
+    subresource: str | None = None
+    name: str | None = None
+    version: str | None = None
+
+
+class _NonResourceAttributes(msgspec.Struct, gc=False):
+    verb: str | None = None
+    path: str | None = None
+
+
+class _Spec(msgspec.Struct, rename="camel", gc=False):
+    token: str | None = None
+    audiences: tuple[str, ...] | None = None
+    user: str | None = None
+    uid: str | None = None
+    groups: tuple[str, ...] | None = None
+    group: tuple[str, ...] | None = None  # what `v1beta1` calls them
+    extra: Marks | None = None
+    resource_attributes: _ResourceAttributes | None = None
+    non_resource_attributes: _NonResourceAttributes | None = None
+
+
+class _Review(msgspec.Struct, rename="camel", gc=False):
+    kind: str
+    api_version: str
+    spec: _Spec | None = None
+
+
+_read = document.decoder(_Review)
+_UNMARKED = Marks()
+_TOKEN_REVIEWS = {AUTHENTICATION + version: version for version in VERSIONS}
+_ACCESS_REVIEWS = {AUTHORIZATION + version: version for version in VERSIONS}
+
+
 def parse(body: bytes) -> TokenReview | AccessReview:
     """Read a review.
 
@@ -61,90 +104,44 @@ def parse(body: bytes) -> TokenReview | AccessReview:
 
     """
     try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise NotAReview("the body is not JSON") from None
-    if not isinstance(data, dict):
-        raise NotAReview("the body is not a JSON object")
-    kind, api_version = data.get("kind"), data.get("apiVersion")
-    if not isinstance(api_version, str) or not isinstance(kind, str):
-        raise NotAReview("kind and apiVersion must be texts")
-    group, version = api_version.rpartition("/")[::2]
-    group += "/"
-    if version not in VERSIONS:
-        raise NotAReview("unknown apiVersion, expected v1 or v1beta1 of authentication.k8s.io or authorization.k8s.io")
-    spec = data.get("spec", {})
-    if spec is None:
-        spec = {}
-    if not isinstance(spec, dict):
-        raise NotAReview("spec must be an object")
-    if kind == "TokenReview" and group == AUTHENTICATION:
-        return TokenReview(version, _text(spec, "token"), tuple(_texts(spec, "audiences")))
-    if kind == "SubjectAccessReview" and group == AUTHORIZATION:
+        review = _read(body)
+    except document.NotOfType as error:
+        raise NotAReview(f"not a review: {error}") from None
+    except document.NotJson as error:
+        raise NotAReview(f"the body is not JSON: {error}") from None
+    kind, api_version, spec = review.kind, review.api_version, review.spec or _Spec()
+    if kind == "SubjectAccessReview" and api_version in _ACCESS_REVIEWS:
+        version = _ACCESS_REVIEWS[api_version]
         return AccessReview(
             version,
-            _text(spec, "user"),
-            _text(spec, "uid"),
-            _texts(spec, "groups" if version == "v1" else "group"),
-            _extra(spec),
+            spec.user or "",
+            spec.uid or "",
+            (spec.groups if version == "v1" else spec.group) or (),
+            spec.extra or _UNMARKED,
             _request(spec),
-            spec,
+            body,
         )
-    raise NotAReview("unknown kind, expected TokenReview or SubjectAccessReview in its own API group")
+    if kind == "TokenReview" and api_version in _TOKEN_REVIEWS:
+        return TokenReview(_TOKEN_REVIEWS[api_version], spec.token or "", spec.audiences or ())
+    raise NotAReview("expected a TokenReview or SubjectAccessReview of its own API group, v1 or v1beta1")
 
 
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise NotAReview(f"{key} must be a text")
-    return value
-
-
-def _texts(data: Mapping[str, Any], key: str) -> Sequence[str]:
-    values = data.get(key)
-    if values is None:
-        return ()
-    if not isinstance(values, list):
-        raise NotAReview(f"{key} must be a list of texts")
-    for value in values:
-        if not isinstance(value, str):
-            raise NotAReview(f"{key} must be a list of texts")
-    return values
-
-
-def _extra(data: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
-    extra = data.get("extra")
-    if extra is None:
-        return {}
-    if not isinstance(extra, dict):
-        raise NotAReview("extra must be an object")
-    return {key: _texts(extra, key) for key in extra}
-
-
-def _request(spec: Mapping[str, Any]) -> Request | None:
-    attributes = spec.get("resourceAttributes")
-    if attributes is not None:
-        if not isinstance(attributes, dict):
-            raise NotAReview("resourceAttributes must be an object")
+def _request(spec: _Spec) -> Request | None:
+    asked = spec.resource_attributes
+    if asked is not None:
         return Request(
             True,
-            _text(attributes, "verb"),
-            _text(attributes, "namespace"),
-            _text(attributes, "group"),
-            _text(attributes, "resource"),
-            _text(attributes, "subresource"),
+            asked.verb or "",
+            asked.namespace or "",
+            asked.group or "",
+            asked.resource or "",
+            asked.subresource or "",
             "",
-            _text(attributes, "name"),
-            _text(attributes, "version"),
+            asked.name or "",
+            asked.version or "",
         )
-    attributes = spec.get("nonResourceAttributes")
-    if attributes is not None:
-        if not isinstance(attributes, dict):
-            raise NotAReview("nonResourceAttributes must be an object")
-        return Request(False, _text(attributes, "verb"), path=_text(attributes, "path"))
-    return None
+    path = spec.non_resource_attributes
+    return None if path is None else Request(False, path.verb or "", path=path.path or "")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -152,11 +149,11 @@ def _request(spec: Mapping[str, Any]) -> Request | None:
 
 
 def _token_review(version: str, status: dict[str, Any]) -> bytes:
-    return orjson.dumps({"apiVersion": AUTHENTICATION + version, "kind": "TokenReview", "status": status})
+    return document.encode({"apiVersion": AUTHENTICATION + version, "kind": "TokenReview", "status": status})
 
 
 def _access_review(version: str, status: dict[str, Any]) -> bytes:
-    return orjson.dumps({"apiVersion": AUTHORIZATION + version, "kind": "SubjectAccessReview", "status": status})
+    return document.encode({"apiVersion": AUTHORIZATION + version, "kind": "SubjectAccessReview", "status": status})
 
 
 def authenticated(version: str, identity: Identity, audiences: Sequence[str] = ()) -> bytes:
@@ -227,15 +224,39 @@ def token_review(version: str, token: str, audiences: Sequence[str]) -> bytes:
     spec: dict[str, Any] = {"token": token}
     if audiences:
         spec["audiences"] = audiences
-    return orjson.dumps({"apiVersion": AUTHENTICATION + version, "kind": "TokenReview", "spec": spec})
+    return document.encode({"apiVersion": AUTHENTICATION + version, "kind": "TokenReview", "spec": spec})
 
 
 def access_review_v1beta1(review: AccessReview) -> bytes:
     """An access review to be sent to k8s-keystone-auth, which knows `v1beta1` only and needs the groups to be there."""
-    spec = {key: value for key, value in review.spec.items() if key not in ("groups", "group")}
+    asked = document.decode(review.body)["spec"]
+    spec = {key: value for key, value in asked.items() if key not in ("groups", "group")}
     spec["group"] = review.groups
     spec.setdefault("extra", {})
-    return orjson.dumps({"apiVersion": f"{AUTHORIZATION}v1beta1", "kind": "SubjectAccessReview", "spec": spec})
+    return document.encode({"apiVersion": f"{AUTHORIZATION}v1beta1", "kind": "SubjectAccessReview", "spec": spec})
+
+
+class _User(msgspec.Struct):
+    username: str = ""
+    uid: str | None = None
+    groups: tuple[str, ...] | None = None
+    extra: dict[str, tuple[str, ...] | None] | None = None
+
+
+class _Status(msgspec.Struct):
+    authenticated: bool | None = None
+    user: _User | None = None
+    audiences: tuple[str, ...] | None = None
+    allowed: bool | None = None
+    error: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    kind: str
+    status: _Status
+
+
+_read_answer = document.decoder(_Answer)
 
 
 def read_verdict(body: bytes) -> Verdict:
@@ -246,16 +267,14 @@ def read_verdict(body: bytes) -> Verdict:
 
     """
     status = _status(body, "TokenReview")
-    error = _text(status, "error") or None
-    if status.get("authenticated") is not True:
+    error, user = status.error or None, status.user
+    if not status.authenticated:
         return Verdict(None, None, error)
-    user = status.get("user")
-    if not isinstance(user, dict) or not _text(user, "username"):
+    if user is None or not user.username:
         raise NotAReview("authenticated, but without a user name")
-    extra = tuple((key, tuple(values)) for key, values in _extra(user).items())
-    identity = Identity(_text(user, "username"), _text(user, "uid"), tuple(_texts(user, "groups")), extra)
-    audiences = tuple(_texts(status, "audiences")) if status.get("audiences") else None
-    return Verdict(identity, audiences, error)
+    extra = tuple((key, values or ()) for key, values in (user.extra or {}).items())
+    identity = Identity(user.username, user.uid or "", user.groups or (), extra)
+    return Verdict(identity, status.audiences or None, error)
 
 
 def read_allowed(body: bytes) -> bool:
@@ -265,14 +284,16 @@ def read_allowed(body: bytes) -> bool:
         NotAReview: it is none.
 
     """
-    return _status(body, "SubjectAccessReview").get("allowed") is True
+    return _status(body, "SubjectAccessReview").allowed is True
 
 
-def _status(body: bytes, kind: str) -> Mapping[str, Any]:
+def _status(body: bytes, kind: str) -> _Status:
     try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise NotAReview("not JSON") from None
-    if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("status"), dict):
+        answer = _read_answer(body)
+    except document.NotOfType as error:
+        raise NotAReview(f"not a {kind} with a status: {error}") from None
+    except document.NotJson as error:
+        raise NotAReview(f"not JSON: {error}") from None
+    if answer.kind != kind:
         raise NotAReview(f"not a {kind} with a status")
-    return data["status"]
+    return answer.status

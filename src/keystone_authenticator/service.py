@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
-
-from keystone_authenticator import __version__, chain, metrics, reviews, settings, watchdog
+from keystone_authenticator import __version__, chain, document, metrics, reviews, settings, watchdog
 from keystone_authenticator.access import Authorizer
 from keystone_authenticator.authentication import (
     Authenticator,
@@ -147,8 +145,8 @@ class WebhookHandler:
             return text(405, "only POST", b"Allow: POST\r\n")
         if not request.certified and not own and self._service.settings.tls.require_client_certificate:
             return text(403, "a client certificate is required")
-        kind = request.content_type.partition(";")[0].strip().lower()
-        if kind not in ("application/json", ""):
+        kind = request.content_type
+        if kind != "application/json" and kind.partition(";")[0].strip().lower() not in ("application/json", ""):
             return text(415, "only application/json")
         return None
 
@@ -220,7 +218,7 @@ class PrivateHandler:
         if request.path == "/healthz":
             return text(200, "ok")
         if request.path == "/status":
-            return orjson.dumps(self._service.status())
+            return document.encode(self._service.status())
         if request.path == "/metrics":
             return Reply(200, self._service.metrics_text(), CONTENT_TYPE)
         reasons = self._service.not_ready()

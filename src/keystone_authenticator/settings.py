@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
+from keystone_authenticator import document
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -171,8 +171,8 @@ def parse(content: bytes) -> Settings:
 
     """
     try:
-        data = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
+        data = document.decode(content)
+    except document.NotJson as error:
         raise SettingsError(f"not JSON: {error}") from None
     top = _Section(data, "")
     tls = top.section("tls")

@@ -13,9 +13,7 @@ import os
 import ssl
 from collections.abc import Callable
 
-import orjson
-
-from keystone_authenticator import reviews
+from keystone_authenticator import document, reviews
 
 logger = logging.getLogger("keystone_authenticator.watchdog")
 
@@ -62,7 +60,7 @@ async def ask(address: tuple[str, int], path: str) -> None:
     try:
         reader, writer = await asyncio.open_connection(*address, ssl=context)
         for review, expected in _REVIEWS:
-            body = orjson.dumps(review)
+            body = document.encode(review)
             head = f"POST {path} HTTP/1.1\r\nHost: watchdog\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             status = await reader.readline()

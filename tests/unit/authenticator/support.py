@@ -16,15 +16,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from keystone_authenticator.identity import Marks
 
 SOURCE = Path(__file__).parents[3] / "src"
 DEFAULT = "default"
@@ -243,6 +246,11 @@ def token_review(token: Any, version: str = "v1", **spec: Any) -> dict[str, Any]
 
 
 EXTRA = "alpha.kubernetes.io/identity/"
+
+
+def marks(extra: Mapping[str, Sequence[str]]) -> Marks:
+    """A user's `extra` as it is read from an access review."""
+    return msgspec.convert(extra, Marks)
 
 
 def access_review(

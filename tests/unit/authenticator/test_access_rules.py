@@ -16,6 +16,7 @@ from keystone_authenticator.identity import ACCESS_RULES, Account, Group, Naming
 from keystone_authenticator.policy import Policy, Request
 from keystone_authenticator.reviews import AccessReview
 from tests.documents import table
+from tests.unit.authenticator.support import marks
 
 DOCUMENT = "access-rules.md"
 
@@ -150,7 +151,9 @@ def allowed(
 ) -> bool:
     """What the webhook says, the user having gone through the API server."""
     identity = NATIVE.identity(account, [])
-    review = AccessReview("v1", identity.username, identity.uid, identity.groups, dict(identity.extra), request, {})
+    review = AccessReview(
+        "v1", identity.username, identity.uid, identity.groups, marks(dict(identity.extra)), request, b""
+    )
     answer = Authorizer(naming, Policy(items, naming)).answer(review._replace(**changes))
     assert isinstance(answer, bytes)
     return answer == reviews.allowed("v1")
@@ -202,11 +205,11 @@ ALICE = NATIVE.identity(ACCOUNT.__class__(**{**vars(ACCOUNT), "access_rules": No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"extra": without("access-rules")},
-        {"extra": {**without("access-rules"), ACCESS_RULES: []}},
-        {"extra": without("user/name")},
-        {"extra": without("application-credential/id")},
-        {"extra": dict(ALICE.extra)},
+        {"marks": marks(without("access-rules"))},
+        {"marks": marks({**without("access-rules"), ACCESS_RULES: []})},
+        {"marks": marks(without("user/name"))},
+        {"marks": marks(without("application-credential/id"))},
+        {"marks": marks(dict(ALICE.extra))},
         {"uid": "u1"},
         {"uid": ""},
         {"username": "keystone:app-cred:c2"},

@@ -17,6 +17,7 @@ from keystone_authenticator.identity import (
     encode,
     is_reserved,
 )
+from tests.unit.authenticator.support import marks
 
 NATIVE = Naming("default", False)
 UPSTREAM = Naming("default", True)
@@ -78,7 +79,7 @@ def test_native_names_are_all_ours_and_plain(name: str, domain: str, project: st
 @given(NAMES, DOMAINS)
 def test_an_access_review_gives_the_user_back(name: str, domain: str) -> None:
     identity = NATIVE.identity(account(name, domain), [])
-    subject = NATIVE.subject(identity.username, identity.uid, identity.groups, dict(identity.extra))
+    subject = NATIVE.subject(identity.username, identity.uid, identity.groups, marks(dict(identity.extra)))
     assert subject is not None
     assert identity.username in subject.users
 
@@ -165,12 +166,12 @@ GOOD = {
     ],
 )
 def test_there_is_no_opinion_on_users_who_did_not_come_from_here(username: str, uid: str, changes: dict) -> None:
-    assert NATIVE.subject("keystone:alice", "u1", [], GOOD) is not None
-    assert NATIVE.subject(username, uid, [], {**GOOD, **changes}) is None
+    assert NATIVE.subject("keystone:alice", "u1", [], marks(GOOD)) is not None
+    assert NATIVE.subject(username, uid, [], marks({**GOOD, **changes})) is None
 
 
 def test_upstream_mode_has_an_opinion_on_bare_names_with_our_extra_only() -> None:
-    assert UPSTREAM.subject("alice", "u1", [], GOOD) is not None
-    assert UPSTREAM.subject("alice", "u1", [], {"authentication.kubernetes.io/credential-id": ["x"]}) is None
-    assert UPSTREAM.subject("system:serviceaccount:kube-system:x", "u1", [], GOOD) is None
-    assert UPSTREAM.subject("alice", "", [], GOOD) is None
+    assert UPSTREAM.subject("alice", "u1", [], marks(GOOD)) is not None
+    assert UPSTREAM.subject("alice", "u1", [], marks({"authentication.kubernetes.io/credential-id": ["x"]})) is None
+    assert UPSTREAM.subject("system:serviceaccount:kube-system:x", "u1", [], marks(GOOD)) is None
+    assert UPSTREAM.subject("alice", "", [], marks(GOOD)) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystone_authenticator import reviews
-from keystone_authenticator.identity import Identity
+from keystone_authenticator.identity import Identity, Marks
 from keystone_authenticator.reviews import AccessReview, NotAReview, TokenReview, parse
 from tests.unit.authenticator.support import access_review, token_review
 
@@ -47,10 +47,11 @@ def test_missing_parts_are_empty() -> None:
         {**bare, "spec": None},
         {**bare, "spec": {}},
         {**bare, "spec": {"groups": None, "extra": None}},
+        {**bare, "spec": {"extra": {"alpha.kubernetes.io/identity/roles": None}}},
     ):
         parsed = parse(encoded(review))
         assert isinstance(parsed, AccessReview)
-        assert (parsed.username, list(parsed.groups), dict(parsed.extra), parsed.request) == ("", [], {}, None)
+        assert (parsed.username, list(parsed.groups), parsed.marks, parsed.request) == ("", [], Marks(), None)
 
 
 def test_selectors_do_not_disturb() -> None:

@@ -15,7 +15,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keystone_authenticator.server import Limits, Listener, Reply, Request, text
+from keystone_authenticator.server import Connection, Connections, Limits, Listener, Reply, Request, text
 from tests.unit.authenticator.support import eventually
 
 LIMITS = Limits(
@@ -313,3 +313,123 @@ def test_no_bytes_make_it_fall(server: Running, noise: bytes, position: int) -> 
             sock.shutdown(socket.SHUT_WR)
             answer = everything(sock)
         assert answer == b"" or status_of(answer) in range(200, 500)
+
+
+# -- heads that were seen before
+
+
+class Written:
+    """A transport that keeps what is written, until it is closed."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self.closed = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.said += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Forgetful(dict[bytes, Any]):
+    """Heads that are never remembered."""
+
+    def __setitem__(self, key: bytes, value: object) -> None: ...
+
+
+class Telling(Echo):
+    """Tells what it was asked."""
+
+    def answer(self, request: Request, body: bytes) -> bytes:
+        return repr((request, body)).encode()
+
+
+HEADS = [
+    b"POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: a\r\ncontent-length: 4\r\nAudit-ID: x\r\n\r\n",
+    b"\r\nPOST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"POST /now?a=b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /missing HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"GET /now HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"HEAD /now HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /now HTTP/1.0\r\nContent-Length: 5\r\n\r\n",
+    b"POST /now HTTP/1.0\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    b"no request\r\n\r\n",
+]
+BODIES = [
+    b"",
+    b"hello",
+    b"four",
+    b"\r\n\r\nX",
+    b"0\r\n\r\n",
+    b"5\r\nhello\r\n0\r\n\r\n",
+    b"hello" + HEADS[0] + b"hello",
+]
+PIECES = st.lists(st.tuples(st.sampled_from(HEADS), st.sampled_from(BODIES)).map(b"".join), min_size=1, max_size=6)
+
+
+async def told(connections: Connections, pieces: list[bytes], cut: int) -> tuple[bytes, bool]:
+    """What a connection answers to these pieces, as they come or cut to that length."""
+    connection, transport = Connection(connections), Written()
+    connection.connection_made(transport)
+    for piece in pieces:
+        for start in range(0, len(piece), cut or len(piece)):
+            connection.data_received(piece[start : start + (cut or len(piece))])
+    connection.connection_lost(None)
+    return transport.said, transport.closed
+
+
+@given(PIECES, st.sampled_from([0, 0, 1, 7, 70]))
+def test_a_head_that_was_seen_before_is_answered_as_one_that_is_new(pieces: list[bytes], cut: int) -> None:
+    async def both() -> None:
+        remembering, forgetting = Connections(Telling(), LIMITS), Connections(Telling(), LIMITS)
+        forgetting.heads = {True: Forgetful(), False: Forgetful()}
+        for head in HEADS:
+            for body in BODIES:
+                await told(remembering, [head + body], 0)
+        assert remembering.heads[False]
+        assert await told(remembering, pieces, cut) == await told(forgetting, pieces, cut)
+
+    asyncio.run(both())
+
+
+async def test_a_head_that_was_seen_before_is_refused_once_it_is_to_be() -> None:
+    class Changing(Telling):
+        refusing = False
+
+        def refuse(self, request: Request) -> Reply | None:
+            return text(403, "not any more") if self.refusing else None
+
+    handler = Changing()
+    connections = Connections(handler, LIMITS)
+    connection, transport = Connection(connections), Written()
+    connection.connection_made(transport)
+    for _ in range(2):
+        connection.data_received(post())
+    assert transport.said.count(b" 200 OK") == 2
+    handler.refusing = True
+    connection.data_received(post())
+    assert b" 403 Forbidden" in transport.said
+    assert transport.closed
+
+
+async def test_what_strangers_send_takes_no_place_from_the_api_server() -> None:
+    connections = Connections(Echo(), LIMITS)
+    for number in range(3000):
+        await told(connections, [post(f"/now?{number}")], 0)
+    assert 0 < len(connections.heads[False]) <= 1024
+    assert connections.heads[True] == {}

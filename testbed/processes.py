@@ -1,0 +1,53 @@
+"""Programs that run for a while beside us, on free ports, and end with us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+
+def free_port() -> int:
+    """Find a free port of 127.0.0.1."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(
+    log: Path,
+    command: Sequence[str | Path],
+    descriptors: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the context ends, or this process does; what it says goes to the end of `log`.
+
+    Args:
+        log: a file.
+        command: the program and its arguments.
+        descriptors: what it inherits.
+        environment: what to add to ours.
+
+    """
+    with log.open("ab") as output:
+        started = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", "--", *map(str, command)],
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=descriptors,
+        )
+    try:
+        yield started
+    finally:
+        started.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(5)
+        started.kill()
+        started.wait()
