@@ -506,9 +506,13 @@ class KeystoneTokens:
             known = await self._validator.known(token)
         except Refused as refusal:
             self._breaker.succeeded()
+            # One line a verdict: answers from memory, for `REFUSAL_TTL`, are counted and not told again. The digest is
+            # under a key of this process, and tells no more than that it is the same token.
+            known = self._known.get(digest)
+            who = f"{known.identity.username} (until now): " if known is not None else ""
+            logger.info("audit: refused: %s%s (token %s)", who, refusal, digest.hex()[:8])
             self._known.drop(digest)
             self._refused.put(digest, time.monotonic() + REFUSAL_TTL)
-            logger.info("audit: refused: %s", refusal)
             return refusal
         except CannotTell as error:
             if error.single:

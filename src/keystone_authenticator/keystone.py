@@ -75,9 +75,9 @@ class Keystone:
         headers = {"X-Auth-Token": token, "X-Subject-Token": token, "OpenStack-Identity-Access-Rules": "1.0"}
         answer = await self._call("/auth/tokens?nocatalog", headers)
         if answer.status in _REFUSALS:
-            raise Refused(f"Keystone answered {answer.status}: {_error_message(answer)}")
+            raise Refused(f"Keystone answered {answer.status}{_by_id(answer)}: {_error_message(answer)}")
         if answer.status != 200:
-            raise CannotTell(f"Keystone answered with status {answer.status}")
+            raise CannotTell(f"Keystone answered with status {answer.status}{_by_id(answer)}")
         try:
             return _valid_token(_object(document.decode(answer.body), "token"))
         except (ValueError, KeyError, TypeError) as error:
@@ -98,7 +98,8 @@ class Keystone:
             answer = await self._call(path + query, {"X-Auth-Token": token})
             if answer.status != 200:
                 single = answer.status in _REFUSALS
-                reason = f"Keystone answered {answer.status} when asked for the groups of the user {user_id}"
+                about = f"{answer.status}{_by_id(answer)}"
+                reason = f"Keystone answered {about} when asked for the groups of the user {user_id}"
                 raise CannotTell(reason, single=single)
             try:
                 body = document.decode(answer.body)
@@ -137,6 +138,11 @@ class Keystone:
             raise
         self.last_answer = LastAnswer(time.time(), answer.status, None)
         return answer
+
+
+def _by_id(answer: Answer) -> str:
+    """By which name the request stands in Keystone's own log."""
+    return f" ({answer.request_id})" if answer.request_id else ""
 
 
 def _error_message(answer: Answer) -> str:

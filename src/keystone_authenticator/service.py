@@ -251,7 +251,7 @@ class _Part:
 class Service:
     """Everything that runs, and how it follows its files."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, metrics: Metrics) -> None:
         """Read the settings.
 
         Raises:
@@ -278,7 +278,7 @@ class Service:
         self._tls_context: ssl.SSLContext | None = None
         self._tls_listening: ssl.SSLContext | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None), self.metrics)
         self.authorizer = Authorizer(self._naming)
         self._handler = WebhookHandler(self)
