@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 
-TIMEOUT = 20.0  # seconds; the API server waits 30
+TIMEOUT = 30.0  # seconds, as the API server waits
 
 
 def context(wanted):
