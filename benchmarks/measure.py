@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +22,7 @@ from testbed import setup
 from testbed.apiserver import ApiServer
 from testbed.cache import TestbedError, call, say
 from testbed.keystone import Keystone
-from testbed.processes import free_port, process
+from testbed.processes import free_port
 
 PASSES = 3
 SECONDS = {"ours": 1.0, "empty": 1.0, "upstream": 2.0}  # upstream answers so few that it needs longer
@@ -577,66 +574,6 @@ def million(bench: Bench) -> list[Row]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------- the start
-
-
-def start(bench: Bench, policy: Path) -> list[Row]:
-    """Say how long it takes from the start to the first answer, with nobody waiting and with 64 reviews waiting."""
-    say("start to ready")
-    alone: list[float] = []
-    theirs: list[float] = []
-    for _ in range(PASSES):
-        with servers.ours(bench.files, bench.keystone, policy) as server:
-            alone.append(server.seconds_to_ready)
-        with servers.upstream(bench.files, bench.keystone, policy) as server:
-            theirs.append(server.seconds_to_ready)
-    waiting = [_start_with_reviews_waiting(bench, policy) for _ in range(PASSES)]
-    return [
-        Row("start to the first answer, s", spread(alone), spread(theirs), times(ratios(alone, theirs))),
-        Row(
-            "start to the last answer of 64 that wait on the socket, each on a new connection, s",
-            spread(waiting),
-            "refuses connections meanwhile",
-        ),
-    ]
-
-
-def _start_with_reviews_waiting(bench: Bench, policy: Path) -> float:
-    """Hold the socket as systemd does, let 64 clients connect, and start the service behind it."""
-    items = bench.items("waiting", work.token_items(OURS, work.service_account_tokens(64), ()))
-    with _listening() as held:
-        port = held.getsockname()[1]
-        server = Server(0, port, True, 0)
-        command = [*client_command(bench.client, bench.files, server, items, 64), "-count=0"]
-        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        time.sleep(0.5)
-        path = servers.settings(bench.files, bench.keystone, policy, port)
-        began = time.monotonic()
-        with _serving(bench, path, held):
-            told = json.loads(client.communicate(timeout=60)[0])
-            seconds = time.monotonic() - began
-    if told["total"] != 64 or told["failed"] or told["wrong"]:
-        raise TestbedError(f"not all of the waiting reviews were answered: {told}")
-    return seconds
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[socket.socket]:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen(1024)
-        yield held
-
-
-@contextlib.contextmanager
-def _serving(bench: Bench, path: Path, held: socket.socket) -> Iterator[None]:
-    shell = f'exec 3<&{held.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=webhook exec "$@"'
-    command = ["sh", "-c", shell, "sh", *servers.ours_command(path)]
-    log = bench.files.folder / "ours-on-a-socket.log"
-    with process(log, command, (held.fileno(),), servers.ENVIRONMENT):
-        yield
-
-
 def versions() -> list[str]:
     """Name what was measured."""
     commit = call(["git", "-C", str(HERE), "describe", "--always", "--dirty"], "run it in a checkout").strip()
@@ -656,7 +593,6 @@ def everything(bench: Bench) -> Iterator[Row]:
         lambda: through(bench, policy),
         lambda: judged(bench),
         decisions,
-        lambda: start(bench, policy),
         lambda: million(bench),
     ):
         yield from take()
