@@ -24,7 +24,8 @@ PRIVATE_PORT = 8444
 """The authenticator's private listener: health and state, no tokens."""
 UPSTREAM_PORT = 8445
 """Where an operator's own k8s-keystone-auth listens, on loopback."""
-LATER_LAYOUTS = ("canonical", "microk8s", "static-pod")
+LAYOUTS = ("charmed", "canonical", "microk8s")
+LATER_LAYOUTS = ("static-pod",)
 
 
 class Listen(pydantic.BaseModel, frozen=True):
@@ -195,10 +196,11 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @pydantic.field_validator("api_server")
     @classmethod
     def _check_api_server(cls, value: str) -> str:
+        usable = f"use auto, {', '.join(LAYOUTS)} or manual"
         if value in LATER_LAYOUTS:
-            raise ValueError(f"{value} is not supported by this version yet: use auto, charmed or manual")
-        if value not in {"auto", "charmed", "manual"}:
-            raise ValueError(f"{value!r} is unknown: use auto, charmed or manual")
+            raise ValueError(f"{value} is not supported by this version yet: {usable}")
+        if value not in {"auto", *LAYOUTS, "manual"}:
+            raise ValueError(f"{value!r} is unknown: {usable}")
         return value
 
     @pydantic.model_validator(mode="after")

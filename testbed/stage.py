@@ -6,32 +6,40 @@ The demo and the machine tests both begin here. Not here: what is done on that s
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from testbed import pack
 from testbed.agent import Unit
 from testbed.charmed import Charmed
+from testbed.cluster import Cluster
 from testbed.keystone import Keystone
 
+C = TypeVar("C", bound=Cluster)
+S = TypeVar("S", bound="StageOf")
 
-class Stage:
-    """A Charmed Kubernetes control plane on one machine, and a Keystone beside it.
+
+class StageOf(Generic[C]):
+    """A control plane on one machine, and a Keystone beside it.
 
     Args:
+        make: the control plane.
         charm: the packed charm; otherwise it is packed now.
         caching: Keystone's own cache; see `Keystone`.
 
     """
 
-    def __init__(self, charm: Path | None = None, *, caching: bool = True) -> None:
+    def __init__(self, make: Callable[[], C], charm: Path | None = None, *, caching: bool = True) -> None:
+        self._make = make
         self.charm = charm or pack.pack()
         self._caching = caching
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Stage:
+    def __enter__(self: S) -> S:
         """Start everything."""
         with contextlib.ExitStack() as stack:
-            self.cluster = stack.enter_context(Charmed())
+            self.cluster = stack.enter_context(self._make())
             self.machine = self.cluster.machine
             self.keystone = stack.enter_context(Keystone(self.machine.host_address, caching=self._caching))
             self.unit = Unit(self.machine)
@@ -46,3 +54,10 @@ class Stage:
     def keystone_options(self) -> dict[str, str]:
         """What `juju deploy --config` needs for the charm to find this Keystone."""
         return {"keystone-url": self.keystone.url, "keystone-ca": self.keystone.ca.read_text()}
+
+
+class Stage(StageOf[Charmed]):
+    """With a Charmed Kubernetes control plane."""
+
+    def __init__(self, charm: Path | None = None, *, caching: bool = True) -> None:
+        super().__init__(Charmed, charm, caching=caching)

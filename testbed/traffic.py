@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from testbed.charmed import API_SERVER, NODE, Charmed
+from testbed.cluster import NODE, Cluster
 
 PAUSE = 0.1  # seconds between two requests of one client
 
@@ -49,7 +49,7 @@ class Outcome:
 class Traffic:
     """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own."""
 
-    def __init__(self, cluster: Charmed) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._stop = threading.Event()
         self._requests: list[Request] = []
@@ -97,9 +97,9 @@ def _excused(request: Request, requests: list[Request], lives: list[Life]) -> bo
     return False
 
 
-def lives_of(cluster: Charmed) -> list[Life]:
+def lives_of(cluster: Cluster) -> list[Life]:
     """Give the lives of the API server since the machine started, from systemd's own messages in the journal."""
-    command = ["journalctl", "-q", "-o", "json", "--no-pager", f"UNIT={API_SERVER}", "_PID=1"]
+    command = ["journalctl", "-q", "-o", "json", "--no-pager", f"UNIT={cluster.service}", "_PID=1"]
     lives: list[Life] = []
     for line in cluster.machine.run(*command).stdout.splitlines():
         entry = json.loads(line)

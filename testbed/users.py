@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from testbed.charmed import Charmed
+from testbed.cluster import Cluster
 from testbed.keystone import ApplicationCredential, Keystone
 
 # `sh` may be bash with xtrace in SHELLOPTS, which would print the secret; curl obeys ~/.curlrc unless -q comes first.
@@ -93,9 +93,9 @@ def kubeconfig(
 
 
 def hand_out(
-    credential: ApplicationCredential, keystone: Keystone, cluster: Charmed, namespace: str = "default"
+    credential: ApplicationCredential, keystone: Keystone, cluster: Cluster, namespace: str = "default"
 ) -> Path:
-    """Write a user's kubeconfig for this Keystone and this cluster to a file, for `Charmed.kubectl(kubeconfig=…)`."""
+    """Write a user's kubeconfig for this Keystone and this cluster to a file, for `Cluster.kubectl(kubeconfig=…)`."""
     path = cluster.folder / f"{secrets.token_hex(4)}.user.kubeconfig"
     path.touch(0o600)
     path.write_text(

@@ -4,7 +4,9 @@ This package owns our flags on the API server and nothing else: it does not know
 authenticator. What it needs of them comes in by value (`Desired`) or as a callable (`probe`, `announce`).
 
     detect("auto")     which kind of cluster this machine belongs to: one module a layout, see `layouts.py`
+    evidence(...)      by what it was recognised
     wired()            the layout that our files are in, whatever has become of it since: for `remove`
+    asked(...)         is our endpoint asked already, because the operator has told the control plane to?
     check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
     chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
@@ -15,10 +17,11 @@ Nothing of this is needed while the cluster runs. What keeps it safe then is a s
 server (`templates/apiserver/apiserver-flags`) and the one file that it obeys (`wanted.py`).
 """
 
-from apiserver.layouts import detect, wired
+from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
     ApplyFailed,
+    Asked,
     Conflict,
     Desired,
     Flag,
@@ -32,11 +35,12 @@ from apiserver.model import (
     Unknown,
     WiringError,
 )
-from apiserver.wiring import apply, chain, check, remove, state
+from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
     "Ambiguous",
     "ApplyFailed",
+    "Asked",
     "Conflict",
     "Desired",
     "Flag",
@@ -50,9 +54,11 @@ __all__ = [
     "Unknown",
     "WiringError",
     "apply",
+    "asked",
     "chain",
     "check",
     "detect",
+    "evidence",
     "remove",
     "state",
     "wired",

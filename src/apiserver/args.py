@@ -3,8 +3,7 @@
 One parser for everything that wants to know what is set. It reads words and quotes as a shell does, a flag's value in
 the same word (`--flag=value`) or in the next (`--flag value`), and of a flag given several times all the values.
 
-`others` is the script's rule (`templates/apiserver/apiserver-flags`) once more, for reading only: what changes the file
-is the script, always. A test holds the two together.
+Not here: which flags in a file are ours, and changing it. That is the script's (`templates/apiserver/apiserver-flags`).
 """
 
 from __future__ import annotations
@@ -14,16 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from apiserver.model import Desired, Flag
+from apiserver.model import MANAGED, Desired, Flag, Layout
 
 BEGIN = "begin"
 """The file name, never opened, by which the first line of our block is known."""
 
+MODE = "authorization-mode"
 _WEBHOOK = re.compile(r"(--(?:authentication-token|authorization)-webhook-config-file)=[\"']?(.*)")
-_PLAIN = re.compile(
-    r"--authorization-mode=[\"']?Webhook[\"']?\r?$"
-    r"|--(authentication-token|authorization)-webhook-(version|cache-([a-z]+-)?ttl)="
-)
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,12 @@ class Args:
     def items(self, name: str) -> tuple[str, ...]:
         """Give the items of a flag that takes a list: those of all its values, for such a flag adds up."""
         return tuple(item.strip() for value in self.all(name) for item in value.split(",") if item.strip())
+
+    def include(self, flag: Flag) -> bool:
+        """Whether this flag is among them; of a mode's it is enough to be one of the items, for modes add up."""
+        if flag.name == MODE:
+            return set(flag.value.split(",")) <= set(self.items(flag.name))
+        return flag in self.flags
 
     def mentions(self, folder: Path) -> bool:
         """Whether any value is a path in `folder`."""
@@ -100,6 +102,31 @@ def parse(text: str) -> Args:
     return from_words(word for line in text.split("\n") for word in words(line))
 
 
+def sources(layout: Layout) -> tuple[Path, ...]:
+    """Give the files whose flags the next start reads, in order: of a flag with one value the last one counts."""
+    folder = layout.args_folder
+    if folder is None or not (folder / MANAGED).is_file():
+        return (layout.args_file,)
+    return tuple(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
+
+
+def read(layout: Layout) -> Args:
+    """Read the flags that the next start reads, ours included if they are in.
+
+    Raises:
+        OSError: a file cannot be read.
+
+    """
+    return parse("\n".join(path.read_text(errors="replace") for path in sources(layout)))
+
+
+def modes(layout: Layout, flags: Args) -> tuple[str, ...]:
+    """Give the authorization modes of a layout: those of several lines add up, those of several files do not."""
+    if sources(layout) == (layout.args_file,):
+        return flags.items(MODE)
+    return tuple(filter(None, flags.last(MODE).split(",")))
+
+
 def block(desired: Desired, folder: Path) -> tuple[str, ...]:
     """Give the lines that put `desired` into an args file, known again by their first and last.
 
@@ -119,39 +146,3 @@ def block(desired: Desired, folder: Path) -> tuple[str, ...]:
     middle = [flag for flag in desired.flags if flag != hinge]
     first = Flag(hinge.name, f"{folder}/{BEGIN}")
     return tuple(f'--{flag.name}="{flag.value}"' for flag in (first, *middle, hinge))
-
-
-def others(text: str, folder: Path) -> str:
-    """Give the text of an args file without our block, as the script leaves it."""
-    lines = text.split("\n")
-    ended = lines[-1] == ""
-    if ended:
-        lines.pop()
-
-    def ours(index: int) -> tuple[str, str] | None:
-        match = _WEBHOOK.match(lines[index])
-        return (match[1], match[2]) if match and match[2].startswith(f"{folder}/") else None
-
-    dropped: set[int] = set()
-    joined = -1
-    for index in range(len(lines)):
-        found = ours(index)
-        if found is None:
-            continue
-        dropped.add(index)
-        name, value = found
-        if not value.startswith(f"{folder}/{BEGIN}"):
-            continue
-        if value.startswith(f"{folder}/{BEGIN}-joined"):
-            joined = index
-        end = next((i for i in range(index + 1, len(lines)) if (ours(i) or ("",))[0] == name), len(lines))
-        for inside in range(index + 1, end):
-            if _PLAIN.match(lines[inside]):
-                dropped.add(inside)
-            elif end == len(lines) and ours(inside) is None:
-                break
-    kept = [index for index in range(len(lines)) if index not in dropped]
-    if not kept:
-        return ""
-    closed = not ((kept[-1] == len(lines) - 1 and not ended) or joined > kept[-1])
-    return "\n".join(lines[index] for index in kept) + ("\n" if closed else "")

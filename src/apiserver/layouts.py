@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apiserver import script
+from apiserver import args, script
+from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
+from apiserver.microk8s import MicroK8s
 from apiserver.model import Ambiguous, Layout, NotFound, Place, Unknown
 
-LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed,)
+LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed, Canonical, MicroK8s)
 
 
 def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - frozen, and the one default there is
@@ -35,12 +37,18 @@ def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - froze
             raise Unknown(f"api-server={choice}: there is no such layout; use auto or one of: {names}")
     present = [layout for layout in layouts if layout.present]
     if not present:
-        looked = "; ".join(f"{layout.name}: {layout.service} with {layout.args_file}" for layout in layouts)
+        looked = "; ".join(f"{layout.name}: {evidence(layout)}" for layout in layouts)
         raise NotFound(f"no API server found on this machine (looked for {looked})")
     if len(present) > 1:
-        found = ", ".join(layout.name for layout in present)
-        raise Ambiguous(f"more than one kind of API server is on this machine ({found}): set api-server to one of them")
+        found = ", ".join(f"{layout.name} ({evidence(layout)})" for layout in present)
+        raise Ambiguous(f"more than one kind of API server is on this machine: {found}; set api-server to one of them")
     return present[0]
+
+
+def evidence(layout: Layout) -> str:
+    """Say by what a layout is known: its service, and where that reads its flags."""
+    read = args.sources(layout)
+    return f"{layout.service} with {read[0] if read == (layout.args_file,) else layout.args_folder}"
 
 
 def wired(place: Place = Place()) -> Layout | None:  # noqa: B008 - as above

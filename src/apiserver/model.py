@@ -46,11 +46,24 @@ class ApplyFailed(WiringError):
         self.log = log
 
 
+MANAGED = "00-snap-managed"
+"""The file that says that a layout's `args_folder` is in use."""
+
+
 class Flag(NamedTuple):
     """One flag of the API server: `Flag("authorization-mode", "Webhook")` is `--authorization-mode="Webhook"`."""
 
     name: str
     value: str
+
+
+class Asked(NamedTuple):
+    """What an endpoint is asked about already, by settings that are not ours."""
+
+    authentication: bool = False
+    """by the cluster's own token webhook, about tokens that it does not know"""
+    authorization: bool = False
+    """by the API server, about access"""
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,24 @@ class Layout(Protocol):
         ...
 
     @property
+    def args_folder(self) -> Path | None:
+        """A folder that takes the file's place where its owner has put `MANAGED` into it; of a flag the last counts."""
+        ...
+
+    @property
+    def whole_values(self) -> bool:
+        """Whether somebody makes one flag of several of a name, so that each of ours has to be whole.
+
+        Ours then take the place of others' lines, and are in the file no longer than they have to.
+        """
+        ...
+
+    @property
+    def flags_shown(self) -> bool:
+        """Whether the command line of the service's process shows the flags that it was given."""
+        ...
+
+    @property
     def working_folder(self) -> Path:
         """What a relative path in a flag is relative to."""
         ...
@@ -166,6 +197,10 @@ class Layout(Protocol):
     @property
     def present(self) -> bool:
         """Whether such an API server is installed here."""
+        ...
+
+    def asks(self, url: str) -> bool:
+        """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
         ...
 
 

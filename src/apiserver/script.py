@@ -8,14 +8,26 @@ from pathlib import Path
 import jinja2
 
 from apiserver import files, systemd
-from apiserver.model import Layout, WiringError
+from apiserver.model import MANAGED, Layout, WiringError
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates/apiserver"
 _UNITS = ("kubernetes-keystone-bypass.service", "kubernetes-keystone-retry.service", "kubernetes-keystone-retry.timer")
 TEMPORARY = ".kubernetes-keystone.new"
 """The name of a file that the script is about to put in the place of another one."""
+OWN_FILE = "99-kubernetes-keystone"
+"""The name of our file in a layout's `args_folder`: behind those of the owners."""
 _RETRY_TIMER = "kubernetes-keystone-retry.timer"
 _SECONDS = 40  # the script bounds itself to 35
+
+
+def own_file(layout: Layout) -> Path | None:
+    """Where our flags lie in a file of their own, if the layout has such a place."""
+    return layout.args_folder / OWN_FILE if layout.args_folder else None
+
+
+def given_path(layout: Layout) -> Path:
+    """Where the script writes down what the last start was given; it does so where no command line shows it."""
+    return layout.config_folder / "given"
 
 
 def drop_in_path(layout: Layout) -> Path:
@@ -64,13 +76,27 @@ def uninstall(layout: Layout) -> None:
 
 
 def run(layout: Layout, mode: str) -> None:
-    """Run the script once, in a mode that restarts nothing (`chain`, `cut`).
+    """Run the installed script once, in a mode that restarts nothing (`chain`, `cut`).
 
     Raises:
         WiringError: with what it said, where it did not succeed.
 
     """
-    command = ["/bin/sh", str(layout.place.script), mode, "bounded"]
+    _run(layout, mode, [str(layout.place.script)])
+
+
+def others(layout: Layout) -> str:
+    """Give the flags that the next start reads without ours, as the script tells them apart, be it installed or not.
+
+    Raises:
+        WiringError: they cannot be read.
+
+    """
+    return _run(layout, "others", ["-c", _render("apiserver-flags", layout).decode(), str(layout.place.script)])
+
+
+def _run(layout: Layout, mode: str, program: list[str]) -> str:
+    command = ["/bin/sh", *program, mode, "bounded"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -78,13 +104,20 @@ def run(layout: Layout, mode: str) -> None:
     if done.returncode:
         said = done.stderr.strip().removeprefix("kubernetes-keystone: ") or f"status {done.returncode}"
         raise WiringError(f"{layout.place.script} {mode}: {said}")
+    return done.stdout
 
 
 def _render(name: str, layout: Layout) -> bytes:
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    how = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
+    environment = jinja2.Environment(**how, autoescape=False)  # noqa: S701
     place = layout.place
     values = {
         "args_file": layout.args_file,
+        "args_folder": layout.args_folder or "",
+        "managed": MANAGED,
+        "own_file": own_file(layout) or "",
+        "whole_values": "yes" if layout.whole_values else "",
+        "flags_shown": "yes" if layout.flags_shown else "",
         "working_folder": layout.working_folder,
         "config_folder": layout.config_folder,
         "service": layout.service,

@@ -2,6 +2,8 @@
 
 The token is the administrator's of this machine (on Charmed Kubernetes one that the cluster's token webhook knows): it
 is what our flag puts at risk. `anonymous-auth=false` makes an unauthenticated `/readyz` a 401, so all is asked with it.
+An administrator with a certificate proves nothing about tokens; there the API server is asked whether it reaches its
+token webhook, by a review of a token that nobody has.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +24,8 @@ import requests
 import requests.adapters
 import yaml
 
-from apiserver.args import Args, parse
+from apiserver import args
+from apiserver.args import Args
 from apiserver.model import Layout
 
 _SECONDS = 10  # for one request
@@ -99,11 +103,11 @@ def verify(layout: Layout, ready: float, token: float, between: float) -> None:
     _wait(layout, _token_good, token, between)
 
 
-def local_address(args: Args) -> tuple[str, int]:
+def local_address(flags: Args) -> tuple[str, int]:
     """Where the API server with these flags listens, as seen from this machine."""
     try:
-        bound = ipaddress.ip_address(args.last("bind-address") or "::")
-        port = int(args.last("secure-port") or 6443)
+        bound = ipaddress.ip_address(flags.last("bind-address") or "::")
+        port = int(flags.last("secure-port") or 6443)
     except ValueError as error:
         raise Unverified(f"cannot tell where the API server listens: {error}") from None
     if bound.is_unspecified:
@@ -138,6 +142,7 @@ def _token_good(layout: Layout) -> None:
         if answer.status_code == 404:  # before Kubernetes 1.28
             answer = session.get(f"{url}/api", timeout=_SECONDS)
         readyz = session.get(f"{url}/readyz", timeout=_SECONDS)
+        unreached = "" if "Authorization" in session.headers else _unreached_webhook(session, url)
     # 403 means known, but not allowed: as good a token as before.
     if answer.status_code not in (200, 201, 403):
         raise Unverified(
@@ -145,6 +150,24 @@ def _token_good(layout: Layout) -> None:
         )
     if readyz.status_code not in (200, 403):
         raise Unverified(f"the API server's /readyz says {readyz.status_code}")
+    if unreached:
+        raise Unverified(f"the API server cannot ask its token webhook: {unreached}")
+
+
+def _unreached_webhook(session: requests.Session, url: str) -> str:
+    """Say why the API server cannot ask its token webhook; empty if it can, has none, or does not say."""
+    review = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": f"kubernetes-keystone-{secrets.token_urlsafe(24)}"},
+    }
+    answer = session.post(f"{url}/apis/authentication.k8s.io/v1/tokenreviews", json=review, timeout=_SECONDS)
+    try:
+        error = str(answer.json()["status"].get("error", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    # Its HTTP client's errors name the call; a webhook that was asked is reported in its own words, or not at all.
+    return error[:300] if 'Post "http' in error else ""
 
 
 @contextlib.contextmanager
@@ -152,9 +175,9 @@ def _session(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
     try:
-        host, port = local_address(parse(layout.args_file.read_text(errors="replace")))
+        host, port = local_address(args.read(layout))
     except OSError as error:
-        raise Unverified(f"cannot read {layout.args_file}: {error.strerror}") from None
+        raise Unverified(f"cannot read {error.filename}: {error.strerror}") from None
     with requests.Session() as session, tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder:
         session.trust_env = False  # no proxy between this machine and itself
         session.mount("https://", _Adapter(admin.host))

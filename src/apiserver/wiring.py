@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from apiserver import args, files, script, systemd, wanted
 from apiserver.model import (
     ApplyFailed,
+    Asked,
     Conflict,
     Desired,
     Kind,
@@ -43,6 +46,27 @@ _RAN_OUT = (
 _BYPASSED = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
 
 
+def asked(layout: Layout, url: str) -> Asked:
+    """Tell what the endpoint at `url` is asked about already, because the operator has told the control plane to.
+
+    About access this counts only beside the cluster's own token webhook: the kubeconfig that passes through the
+    control plane's options shows no client certificate, and we ask for one unless we are behind that webhook.
+
+    Raises:
+        WiringError: the API server's flags cannot be read.
+
+    """
+    if not layout.asks(url):
+        return Asked()
+    path = args.parse(script.others(layout)).last("authorization-webhook-config-file")
+    try:
+        config = yaml.safe_load((layout.working_folder / path).read_bytes()) if path else {}
+        servers = {item["cluster"]["server"] for item in config.get("clusters", ())}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        servers = set()
+    return Asked(True, url in servers)
+
+
 def check(layout: Layout, authorization: bool) -> None:
     """Raise `Conflict` where our flags would displace someone's webhook or never be asked; changes nothing.
 
@@ -53,11 +77,7 @@ def check(layout: Layout, authorization: bool) -> None:
     """
     if not authorization:
         return
-    try:
-        text = layout.args_file.read_text(errors="replace")
-    except OSError as error:
-        raise WiringError(f"cannot read the API server's flags: {error}") from None
-    flags = args.parse(args.others(text, layout.config_folder))
+    flags = args.parse(script.others(layout))
     unset = "unset `policy`, or take the other out first; nothing was changed"
     if flags.last("authorization-config"):
         raise Conflict(
@@ -69,10 +89,11 @@ def check(layout: Layout, authorization: bool) -> None:
             "another authorization webhook is set already, --authorization-webhook-config-file="
             f"{flags.last('authorization-webhook-config-file')}, and there can be one only: {unset}"
         )
-    modes = flags.items("authorization-mode")
+    modes = args.modes(layout, flags)
     if not modes:
+        where = ", ".join(str(path) for path in args.sources(layout))
         raise Conflict(
-            f"no --authorization-mode is set in {layout.args_file}, so everything is allowed to everybody and `policy` "
+            f"no --authorization-mode is set in {where}, so everything is allowed to everybody and `policy` "
             "would never be asked: set one (usually Node,RBAC), or unset `policy`; nothing was changed"
         )
     for mode, problem in (
@@ -158,6 +179,7 @@ def remove(
                 verify(layout, patience.removal, patience.token, patience.between)
             except Unverified as error:
                 logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
+        _cut(layout)  # once more: whoever was about to write the file back has done it by now
         script.uninstall(layout)
         if layout.config_folder.exists():
             shutil.rmtree(layout.config_folder)
@@ -349,21 +371,31 @@ class _Verified:
 
 
 def _running_with_ours(layout: Layout) -> bool:
+    if not layout.flags_shown:
+        return _given(layout) is not None
     running = systemd.running_args(layout.service)
     return running is not None and running.mentions(layout.config_folder)
 
 
 def _in_force(layout: Layout, what: Wanted) -> bool:
     """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
+    if not layout.flags_shown:
+        return _given(layout) == ("yes", what.digest)
     running = systemd.running_args(layout.service)
     flags = args.parse("\n".join(what.lines[1:])).flags  # the first only marks the block's beginning
-    return running is not None and set(flags) <= set(running.flags)
+    return running is not None and all(running.include(flag) for flag in flags)
+
+
+def _given(layout: Layout) -> tuple[str, ...] | None:
+    """Give what the script wrote down about the start of the running process: how sure it is, and a digest."""
+    content = files.read(script.given_path(layout))
+    return tuple(content.decode().split()) if content and systemd.running_args(layout.service) is not None else None
 
 
 def _cut(layout: Layout) -> None:
-    """Take our lines out of the args file, where there are any."""
-    text = files.read(layout.args_file)
-    if text is None or str(layout.config_folder).encode() not in text:
+    """Take our flags out of the args file or folder, where there are any."""
+    texts = [files.read(path) or b"" for path in (layout.args_file, script.own_file(layout)) if path]
+    if not any(str(layout.config_folder).encode() in text for text in texts):
         return
     script.install_script(layout)
     script.run(layout, "cut")

@@ -25,6 +25,9 @@ from keystone_authenticator.reviews import NotAReview, TokenReview, Verdict
 HEADER = "chained 1"
 # The webhook of Charmed Kubernetes gives its own upstream 10 s; the API server gives us 30.
 DEADLINE = 12.0
+NAME = "the cluster's own token webhook"
+SAYS = f"{NAME} says: "
+"""How an error begins that is its answer to this one token; the charm tells it from a webhook that cannot be asked."""
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -245,7 +248,7 @@ class ChainedWebhook:
     def __init__(self, displaced: Displaced, calls: Calls | None = None) -> None:
         self.displaced = displaced
         self._client = Client(
-            "the cluster's own token webhook",
+            NAME,
             displaced.context,
             DEADLINE,
             limit=256,
@@ -263,12 +266,19 @@ class ChainedWebhook:
         body = reviews.token_review(self.displaced.version, review.token, review.audiences)
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self.displaced.headers}
         answer = await self._client.call("POST", self.displaced.url, headers, body, attempts=3)
-        if not 200 <= answer.status < 300:
-            raise CannotTell(f"the cluster's own token webhook answered with status {answer.status}")
         try:
-            return reviews.read_verdict(answer.body)
+            verdict = reviews.read_verdict(answer.body)
         except NotAReview as error:
-            raise CannotTell(f"the cluster's own token webhook's answer was not understood: {error}") from None
+            if not 200 <= answer.status < 300:
+                raise CannotTell(f"{NAME} answered with status {answer.status}") from None
+            raise CannotTell(f"{NAME}'s answer was not understood: {error}") from None
+        if not 200 <= answer.status < 300:
+            # Canonical Kubernetes' answers 401 and a review with an error where it does not know a token, and where its
+            # database does not answer. The API server takes either for a failure, whatever the review says; so do we.
+            raise CannotTell(
+                f"{SAYS}{verdict.error}" if verdict.error else f"{NAME} answered with status {answer.status}"
+            )
+        return verdict
 
     async def close(self) -> None:
         """Close its connections."""

@@ -5,13 +5,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.apiserver.support import Machine, Tree, certificate
+from tests.unit.apiserver.support import KINDS, Machine, Tree, certificate, shells
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every shell, layout and case with each other are for `make test`; `make check` has each of them."""
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        kind = spec.params.get("tree", KINDS[0]) if spec else KINDS[0]
+        if spec and kind != KINDS[0]:
+            another_shell = spec.params.get("shell", shells()[0]) != shells()[0]
+            cases = {name for name in spec.params if name not in ("tree", "shell")}
+            if another_shell or (kind != "canonical" and cases):
+                item.add_marker("slow")
+
+
+@pytest.fixture(params=KINDS)
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Tree:
+    """A machine's files, in each layout; nothing runs."""
+    return Tree(tmp_path / "root", request.param)
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    """A machine's files; nothing runs."""
-    return Tree(tmp_path / "root")
+def charmed(tmp_path: Path) -> Tree:
+    """A machine's files where our flags are a block among others'."""
+    return Tree(tmp_path / "root", "charmed")
+
+
+@pytest.fixture
+def canonical(tmp_path: Path) -> Tree:
+    """A machine's files where our flags take the place of others'."""
+    return Tree(tmp_path / "root", "canonical")
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +44,12 @@ def tls() -> tuple[bytes, bytes]:
     return certificate()
 
 
-@pytest.fixture
-def machine(tmp_path: Path, tls: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A machine with a running API server that has nothing of ours."""
-    machine = Machine(tmp_path / "root", tls)
+@pytest.fixture(params=KINDS)
+def machine(
+    request: pytest.FixtureRequest, tmp_path: Path, tls: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Machine]:
+    """A machine with a running API server that has nothing of ours, in each layout."""
+    machine = Machine(tmp_path / "root", tls, request.param)
     monkeypatch.setenv("PATH", machine.systemd.path)
     machine.systemd.systemctl(["start", machine.layout.service])
     machine.systemd.asked.clear()

@@ -9,6 +9,12 @@ import threading
 import time
 
 folder, *flags = sys.argv[1:]
+if flags[0].startswith("--apiserver-args-file="):
+    # As kubelite does; it shows none of them.
+    lines = pathlib.Path(flags[0].partition("=")[2]).read_text().splitlines()
+    lines = [line.strip().replace('"', "").replace("'", "") for line in lines]
+    flags = [word for line in lines if line and not line.startswith("#") for word in line.split(" ")]
+    pathlib.Path(folder, "given.json").write_text(json.dumps(flags))
 told = json.loads(pathlib.Path(folder, "behaviour.json").read_text())
 port = next(int(word.partition("=")[2]) for word in flags if word.startswith("--secure-port="))
 
@@ -18,20 +24,22 @@ def is_so(what: str) -> bool:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Knows one token, and two paths."""
+    """Knows one token (or nobody's, in the place of a certificate), and a few paths."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        known = self.headers.get("Authorization") == "Bearer admin::cluster-token-0123456789abcdef" and not is_so(
-            "lockout"
-        )
+        token = self.headers.get("Authorization")
+        known = token == "Bearer admin::cluster-token-0123456789abcdef" or (token is None and is_so("certificate"))
+        known = known and not is_so("lockout")
         code = 401 if not known else 500 if is_so("deaf") else 200
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(201 if code == 200 and self.command == "POST" else code)
-        self.send_header("Content-Length", "2")
+        status = {"error": 'Post "https://127.0.0.1:8443/webhook": refused' if is_so("unreached") else "invalid token"}
+        body = json.dumps({"status": status} if self.path.endswith("/tokenreviews") else {}).encode()
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(body)
 
     do_POST = do_GET  # noqa: N815
 

@@ -15,6 +15,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import socket
@@ -32,9 +33,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from apiserver import Desired, Flag, Patience, Place, wanted
+from apiserver import Desired, Flag, Layout, Patience, Place, script, wanted
+from apiserver.args import BEGIN
+from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
-from apiserver.script import _render
+from apiserver.microk8s import MicroK8s
+from apiserver.model import MANAGED
 
 # The tests that kill something at every step try every eighth, each time others; EVERY_STEP=1: all (a few minutes).
 STRIDE = 1 if os.environ.get("EVERY_STEP") else 8
@@ -73,16 +77,87 @@ CHARMED_ARGS = """\
 """
 
 
-class Tree:
-    """A machine's files below a temporary folder, in the Charmed Kubernetes layout."""
+# The same as the k8s snap's daemon writes them: sorted, values bare; its charm sorts by name and quotes.
+CANONICAL_ARGS = """\
+--advertise-address=10.5.0.11
+--allow-privileged=true
+--anonymous-auth=false
+--authentication-token-webhook-config-file={webhook}
+--authorization-mode=Node,RBAC
+--client-ca-file=/etc/kubernetes/pki/client-ca.crt
+--enable-admission-plugins=NodeRestriction
+--etcd-servers=https://127.0.0.1:2379
+--kubelet-preferred-address-types=InternalIP,Hostname,InternalDNS,ExternalDNS,ExternalIP
+--profiling=false
+--request-timeout=300s
+--secure-port={port}
+--service-account-issuer=https://kubernetes.default.svc
+--service-account-key-file=/etc/kubernetes/pki/serviceaccount.key
+--service-account-signing-key-file=/etc/kubernetes/pki/serviceaccount.key
+--service-cluster-ip-range=10.152.183.0/24
+--tls-cert-file=/etc/kubernetes/pki/apiserver.crt
+--tls-min-version=VersionTLS12
+--tls-private-key-file=/etc/kubernetes/pki/apiserver.key
+"""
 
-    def __init__(self, root: Path, port: int = 6443):
+# What MicroK8s comes with, after `microk8s enable rbac`; quotes, comments and variables as in the snap.
+MICROK8S_ARGS = """\
+--cert-dir=${{SNAP_DATA}}/certs
+--service-cluster-ip-range=10.152.183.0/24
+--authorization-mode=RBAC,Node
+--service-account-key-file=${{SNAP_DATA}}/certs/serviceaccount.key
+--client-ca-file=${{SNAP_DATA}}/certs/ca.crt
+--tls-cert-file=${{SNAP_DATA}}/certs/server.crt
+--tls-private-key-file=${{SNAP_DATA}}/certs/server.key
+--secure-port={port}
+--etcd-servers="unix://${{SNAP_DATA}}/var/kubernetes/backend/kine.sock:12379"
+--allow-privileged=true
+--service-account-issuer='https://kubernetes.default.svc'
+--event-ttl=5m
+--authentication-token-webhook-config-file={webhook}
+
+# Enable the aggregation layer
+--requestheader-client-ca-file=${{SNAP_DATA}}/certs/front-proxy-ca.crt
+--requestheader-allowed-names=front-proxy-client
+#~Enable the aggregation layer
+--enable-admission-plugins=EventRateLimit
+--admission-control-config-file=${{SNAP_DATA}}/args/admission-control-config-file.yaml
+"""
+
+KINDS = ("charmed", "canonical", "canonical-folder", "microk8s")
+"""The layouts, and the two places that one of them may have its flags in."""
+
+
+class Tree:
+    """A machine's files below a temporary folder, in one of the layouts."""
+
+    layout: Layout
+
+    def __init__(self, root: Path, kind: str = "charmed", port: int = 6443):
         self.root = root
+        self.kind = kind
         self.port = port
-        self.layout = Charmed(Place(root, reader=grp.getgrgid(os.getgid()).gr_name))
-        self.place = self.layout.place
-        self.webhook = root / "root/cdk/auth-webhook/auth-webhook-conf.yaml"
+        place = Place(root, reader=grp.getgrgid(os.getgid()).gr_name)
+        if kind == "charmed":
+            self.layout, template = Charmed(place), CHARMED_ARGS
+            self.webhook = root / "root/cdk/auth-webhook/auth-webhook-conf.yaml"
+            self.ca = root / "root/cdk/ca.crt"
+        elif kind == "microk8s":
+            self.layout, template = MicroK8s(place), MICROK8S_ARGS
+            self.webhook = root / "var/snap/microk8s/current/webhook/a-users-own.yaml"
+            self.ca = root / "var/snap/microk8s/current/certs/webhook-ca.crt"
+        else:
+            self.layout, template = Canonical(place), CANONICAL_ARGS
+            self.webhook = root / "var/snap/k8s/common/args/conf.d/auth-token-webhook.conf"
+            self.ca = root / "var/snap/k8s/common/var/lib/k8sd/state/cluster.crt"
+        self.place = place
+        self.args_file = self.layout.args_file
+        if kind == "canonical-folder":
+            assert self.layout.args_folder
+            self.args_file = self.layout.args_folder / MANAGED
         for folder in (
+            self.args_file.parent,
+            self.ca.parent,
             self.layout.args_file.parent,
             self.layout.config_folder,
             self.place.chain_file.parent,
@@ -91,28 +166,41 @@ class Tree:
             self.place.state_folder,
             self.webhook.parent,
         ):
-            folder.mkdir(parents=True)
-        (root / "root/cdk/ca.crt").write_text("the cluster's CA\n")
+            folder.mkdir(parents=True, exist_ok=True)
+        self.ca.write_text("the cluster's CA\n")
         self.webhook.write_text(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: authn\n  cluster:\n"
-            f"    certificate-authority: {root}/root/cdk/ca.crt\n    server: https://127.0.0.1:5000/v1\n"
+            f"    certificate-authority: {self.ca}\n    server: https://127.0.0.1:5000/v1\n"
         )
         (self.place.unit_folder / self.layout.service).write_text("[Service]\n")
-        self.args = CHARMED_ARGS.format(webhook=self.webhook, port=port)
+        named = str(self.webhook).replace(str(self.layout.working_folder), "${SNAP_DATA}")
+        self.args = template.format(webhook=named, port=port)
 
     # -- the args file
 
     @property
     def args(self) -> str:
-        return self.layout.args_file.read_bytes().decode()
+        """What its owners have written into it (and we, where our flags go among theirs)."""
+        return self.args_file.read_bytes().decode()
 
     @args.setter
     def args(self, text: str) -> None:
-        self.layout.args_file.write_bytes(text.encode())
+        self.args_file.write_bytes(text.encode())
+
+    @property
+    def own_file(self) -> Path | None:
+        """Where a start puts our flags; None where it is among others'."""
+        return script.own_file(self.layout) if self.kind == "canonical-folder" else None
+
+    @property
+    def next_start(self) -> str:
+        """All flags that the next start reads."""
+        own = self.own_file
+        return self.args + ("\n" + own.read_text() if own and own.exists() else "")
 
     @property
     def wired(self) -> bool:
-        return str(self.layout.config_folder) in self.args
+        return str(self.layout.config_folder) in self.next_start
 
     # -- what is desired
 
@@ -164,8 +252,7 @@ class Tree:
     # -- the script
 
     def install_script(self) -> None:
-        self.place.script.write_bytes(_render("apiserver-flags", self.layout))
-        self.place.script.chmod(0o755)
+        script.install_script(self.layout)
 
     def script(self, mode: str, shell: str = "/bin/sh", **env: str) -> subprocess.CompletedProcess[str]:
         """Run the real script, without its outer bound so that its own exit status can be seen."""
@@ -199,6 +286,49 @@ class Tree:
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
             found[str(path.relative_to(self.root))] = ("file" if content else "folder", info.st_mode, content)
         return found
+
+
+_WEBHOOK = re.compile(r"(--(?:authentication-token|authorization)-webhook-config-file)=[\"']?(.*)")
+_PLAIN = re.compile(
+    r"--authorization-mode=[\"']?Webhook[\"']?\r?$"
+    r"|--(authentication-token|authorization)-webhook-(version|cache-([a-z]+-)?ttl)="
+)
+
+
+def others(text: str, folder: Path) -> str:
+    """The script's rule for a block once more: the text of an args file without it."""
+    lines = text.split("\n")
+    ended = lines[-1] == ""
+    if ended:
+        lines.pop()
+
+    def ours(index: int) -> tuple[str, str] | None:
+        match = _WEBHOOK.match(lines[index])
+        return (match[1], match[2]) if match and match[2].startswith(f"{folder}/") else None
+
+    dropped: set[int] = set()
+    joined = -1
+    for index in range(len(lines)):
+        found = ours(index)
+        if found is None:
+            continue
+        dropped.add(index)
+        name, value = found
+        if not value.startswith(f"{folder}/{BEGIN}"):
+            continue
+        if value.startswith(f"{folder}/{BEGIN}-joined"):
+            joined = index
+        end = next((i for i in range(index + 1, len(lines)) if (ours(i) or ("",))[0] == name), len(lines))
+        for inside in range(index + 1, end):
+            if _PLAIN.match(lines[inside]):
+                dropped.add(inside)
+            elif end == len(lines) and ours(inside) is None:
+                break
+    kept = [index for index in range(len(lines)) if index not in dropped]
+    if not kept:
+        return ""
+    closed = not ((kept[-1] == len(lines) - 1 and not ended) or joined > kept[-1])
+    return "\n".join(lines[index] for index in kept) + ("\n" if closed else "")
 
 
 def shells() -> list[str]:
@@ -256,8 +386,8 @@ sys.exit(code)
 class Machine(Tree):
     """A tree whose service really runs."""
 
-    def __init__(self, root: Path, certificate: tuple[bytes, bytes]):
-        super().__init__(root, free_port())
+    def __init__(self, root: Path, certificate: tuple[bytes, bytes], kind: str = "charmed"):
+        super().__init__(root, kind, free_port())
         self.pristine = ""
         self.behaviour_file = root.parent / "behaviour.json"
         self.journal = root.parent / "journal"
@@ -277,8 +407,11 @@ class Machine(Tree):
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
         }
-        self.layout.admin_kubeconfig.parent.mkdir()
+        self.layout.admin_kubeconfig.parent.mkdir(parents=True)
         self.layout.admin_kubeconfig.write_text(yaml.safe_dump(kubeconfig))
+        pair = {"client-certificate-data": certificate[0], "client-key-data": certificate[1]}
+        user = {name: base64.b64encode(data).decode() for name, data in pair.items()}
+        self.with_certificate = yaml.safe_dump({**kubeconfig, "users": [{"name": "u", "user": user}]})
         (root.parent / "server.pem").write_bytes(certificate[0] + certificate[1])
         self.systemd = Systemd(self)
 
@@ -286,7 +419,8 @@ class Machine(Tree):
         """Tell the API server's stand-in how to behave from its next start on.
 
         crash: end 0.1 s after the start if this text is among its arguments; deaf: /readyz says 500 with this text;
-        lockout: cluster tokens are refused with it.
+        lockout: cluster tokens are refused with it; certificate: who shows no token is known; unreached: the token
+        webhook that it is given cannot be asked.
         """
         self.behaviour_file.write_text(json.dumps(how))
 
@@ -294,6 +428,8 @@ class Machine(Tree):
         process = self.systemd.process
         if process is None:  # between two lives
             return []
+        if not self.layout.flags_shown:
+            return json.loads((self.root.parent / "given.json").read_text())
         return Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
 
     @property
@@ -428,12 +564,19 @@ class Systemd:
         folder = self.machine.root.parent
         with self.machine.journal.open("ab") as journal:
             self.process = subprocess.Popen(
-                [sys.executable, "-SI", str(here / "standin.py"), str(folder), *shlex.split(self.machine.args)],
+                [sys.executable, "-SI", str(here / "standin.py"), str(folder), *self._words()],
                 stderr=journal,
             )
         self.invocation = uuid.uuid4().hex
-        self.state = "active"
         threading.Thread(target=self._watch, args=(self.process,), daemon=True).start()
+        self._run("ExecStartPost", MAINPID=str(self.process.pid))
+        self.state = "active"
+
+    def _words(self) -> list[str]:
+        if self.machine.layout.flags_shown:
+            return shlex.split(self.machine.next_start)
+        (self.machine.root.parent / "given.json").write_text("[]")
+        return [f"--apiserver-args-file={self.machine.layout.args_file}"]
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         process.wait()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from apiserver import args, wanted
 from apiserver.wanted import Stage
-from tests.unit.apiserver.support import FIRST_STEP, STRIDE, Tree, shells
+from tests.unit.apiserver.support import FIRST_STEP, STRIDE, Tree, others, shells
 
 every_shell = pytest.mark.parametrize("shell", shells())
 
@@ -32,7 +32,7 @@ ARGS = {
     "carriage returns, none at the end": '--a="b"\r\n--c="d"',
     "spaces and tabs": '  --a "b c"\t--d=e  \n\t\n --f   g',
     "flags of the kinds that we own": (
-        '--authorization-mode="Webhook"\n--authorization-webhook-version="v1"\n'
+        '--authorization-mode="RBAC"\n--authorization-webhook-version="v1"\n'
         '--authentication-token-webhook-version="v1"\n--authentication-token-webhook-cache-ttl=10s\n'
     ),
     "backslashes, dollars, percent signs, not ASCII": "--a=\"\\\\n\\t$HOME %s %d\"\n--b='ä & \\1'\n",
@@ -41,43 +41,56 @@ ARGS = {
 
 @every_shell
 @pytest.mark.parametrize("text", ARGS.values(), ids=ARGS.keys())
-def test_the_block_goes_in_at_the_end_and_comes_out_to_the_byte(tree: Tree, text: str | None, shell: str) -> None:
+def test_our_flags_go_in_and_come_out_to_the_byte(tree: Tree, text: str | None, shell: str) -> None:
     if text is not None:
         tree.args = text
-    before = tree.args
-    tree.layout.args_file.chmod(0o640)
-    tree.want(authorization=True)
+    before, beside = tree.args, set(tree.args_file.parent.iterdir())
+    tree.args_file.chmod(0o640)
+    authorization = bool(args.parse(before).items("authorization-mode"))
+    tree.want(authorization=authorization)
     for _ in range(2):
         done = tree.script("start", shell)
         assert done.returncode == 0, done.stderr
-        assert tree.args.startswith(before)
-        assert tree.args.count("/begin") == 1
-        found = args.parse(tree.args)
+        found = args.parse(tree.next_start)
         assert found.last("authentication-token-webhook-config-file").endswith("/authentication.kubeconfig")
-        assert found.items("authorization-mode")[-1] == "Webhook"
-        assert args.others(tree.args, tree.layout.config_folder) == before
-    assert tree.layout.args_file.stat().st_mode & 0o777 == 0o640
+        if authorization:
+            modes = args.parse(before).items("authorization-mode")
+            assert found.last("authorization-mode").split(",")[-1] == "Webhook"
+            assert found.items("authorization-mode")[: len(modes)] == modes
+        assert tree.script("others", shell).stdout.split() == before.split()
+    assert tree.args_file.stat().st_mode & 0o777 == 0o640
     assert tree.script("cut", shell).returncode == 0
     assert tree.args == before
-    assert list(tree.layout.args_file.parent.iterdir()) == [tree.layout.args_file]
+    assert set(tree.args_file.parent.iterdir()) == beside
+
+
+@every_shell
+def test_a_block_goes_in_at_the_end(charmed: Tree, shell: str) -> None:
+    before = charmed.args
+    charmed.want(authorization=True)
+    for _ in range(2):
+        charmed.script("start", shell)
+        assert charmed.args.startswith(before)
+        assert charmed.args.count("/begin") == 1
+        assert others(charmed.args, charmed.layout.config_folder) == before
 
 
 def test_owner_and_mode_of_the_args_file_stay(tree: Tree) -> None:
     if os.getuid():
         pytest.skip("only root can give files away")
-    os.chown(tree.layout.args_file, 12, 34)
-    tree.layout.args_file.chmod(0o604)
+    os.chown(tree.args_file, 12, 34)
+    tree.args_file.chmod(0o604)
     tree.want()
     for mode in ("start", "cut"):
         tree.script(mode)
-        info = tree.layout.args_file.stat()
+        info = tree.args_file.stat()
         assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12, 34, 0o604)
 
 
 def test_without_wanted_nothing_is_touched(tree: Tree) -> None:
-    inode = tree.layout.args_file.stat().st_ino
+    inode = tree.args_file.stat().st_ino
     assert tree.script("start").returncode == 0
-    assert tree.layout.args_file.stat().st_ino == inode
+    assert tree.args_file.stat().st_ino == inode
 
 
 lines = st.lists(st.text(st.characters(exclude_characters="\n\0", exclude_categories=["Cs"]), max_size=40), max_size=6)
@@ -99,42 +112,43 @@ flags_of_ours = st.lists(
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=lines, second=flags_of_ours, more=lines, ended=st.booleans())
 def test_any_other_lines_come_through_unchanged(
-    tree: Tree, first: list[str], second: list[str], more: list[str], ended: bool
+    charmed: Tree, first: list[str], second: list[str], more: list[str], ended: bool
 ) -> None:
-    before = "\n".join(first + [line.format(webhook=tree.webhook) for line in second]) + ("\n" if ended else "")
-    tree.args = before
-    tree.want(authorization=True)
-    tree.script("start")
-    assert tree.wired
+    before = "\n".join(first + [line.format(webhook=charmed.webhook) for line in second]) + ("\n" if ended else "")
+    charmed.args = before
+    modes = args.parse(before).items("authorization-mode")
+    charmed.want(authorization=bool(modes) and "Webhook" not in modes)
+    charmed.script("start")
+    assert charmed.wired
     # Someone adds lines before and after our block.
     added = "".join(f"{line}\n" for line in more)
-    tree.args = added + tree.args + added
+    charmed.args = added + charmed.args + added
     expected = added + before + ("" if not before or before.endswith("\n") or not added else "\n") + added
-    assert args.others(tree.args, tree.layout.config_folder) == expected
-    tree.script("cut")
-    assert tree.args == expected
+    assert others(charmed.args, charmed.layout.config_folder) == expected
+    charmed.script("cut")
+    assert charmed.args == expected
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_the_script_and_the_package_tell_our_lines_apart_alike(tree: Tree, data: st.DataObject) -> None:
+def test_the_script_and_the_package_tell_our_lines_apart_alike(charmed: Tree, data: st.DataObject) -> None:
     """Whatever has become of the block: torn apart, doubled, in another order."""
-    folder = tree.layout.config_folder
-    block = args.block(tree.desired(authorization=True), folder)
+    folder = charmed.layout.config_folder
+    block = args.block(charmed.desired(authorization=True), folder)
     pool = [*block, block[0].replace("begin", "begin-joined"), '--authorization-mode="RBAC"', "--other=1", "", "\r"]
     text = "\n".join(data.draw(st.lists(st.sampled_from(pool), max_size=12))) + data.draw(st.sampled_from(["", "\n"]))
-    tree.args = text
-    tree.script("cut")
-    assert tree.args == args.others(text, folder)
+    charmed.args = text
+    charmed.script("cut")
+    assert charmed.args == others(text, folder)
 
 
-def test_a_line_that_someone_put_into_our_block_stays(tree: Tree) -> None:
-    before = tree.args
-    tree.want(authorization=True)
-    tree.script("start")
-    tree.args = tree.args.replace('--authorization-mode="Webhook"\n', '--v="4"\n--authorization-mode="Webhook"\n')
-    tree.script("cut")
-    assert tree.args == before + '--v="4"\n'
+def test_a_line_that_someone_put_into_our_block_stays(charmed: Tree) -> None:
+    before = charmed.args
+    charmed.want(authorization=True)
+    charmed.script("start")
+    charmed.args = charmed.args.replace('--authorization-mode="Webhook"\n', '--v="4"\n--authorization-mode="Webhook"\n')
+    charmed.script("cut")
+    assert charmed.args == before + '--v="4"\n'
 
 
 @every_shell
@@ -169,20 +183,20 @@ def test_a_full_disk_does_not_keep_our_flags_in(tree: Tree, shell: str) -> None:
 def test_the_displaced_webhook_is_found_however_it_is_written(tree: Tree, flags: str, shell: str) -> None:
     tree.args = flags.format(tree.webhook)
     assert tree.script("chain", shell).returncode == 0
-    ca = tree.root / "root/cdk/ca.crt"
     assert tree.chained() == [
         ["chained", "1"],
         ["version", "v1beta1"],
         ["ttl", "2m"],
         ["kubeconfig", tree.webhook.read_text(), str(tree.webhook)],
-        ["file", "the cluster's CA\n", str(ca)],
+        ["file", "the cluster's CA\n", str(tree.ca)],
     ]
     assert tree.place.chain_file.stat().st_mode & 0o777 == 0o640
 
 
 @every_shell
 def test_the_displaced_version_and_ttl_are_noted_and_ours_never_are(tree: Tree, shell: str) -> None:
-    tree.args += '--authentication-token-webhook-version="v1"\n'
+    tree.args = tree.args.replace('--authentication-token-webhook-cache-ttl="1m0s"\n', "")
+    tree.args += '--authentication-token-webhook-version="v1"\n--authentication-token-webhook-cache-ttl=1m0s\n'
     tree.want(authorization=True)
     for mode in ("start", "chain", "start"):
         tree.script(mode, shell)
@@ -233,7 +247,7 @@ def test_a_webhook_that_cannot_be_read_keeps_the_last_good_note(tree: Tree, dama
     elif damage == "empty":
         tree.webhook.write_text("")
     else:
-        (tree.root / "root/cdk/ca.crt").unlink()
+        tree.ca.unlink()
     done = tree.script("chain")
     assert done.returncode == 1
     assert "cannot read" in done.stderr
@@ -367,7 +381,23 @@ def test_half_a_wanted_file_is_none(tree: Tree) -> None:
 
 
 PROGRAMS = (
-    *("awk", "base64", "cat", "chgrp", "chmod", "cmp", "cp", "cut", "flock", "grep", "mv", "rm", "sed", "sha256sum"),
+    *(
+        "awk",
+        "base64",
+        "cat",
+        "chgrp",
+        "chmod",
+        "cmp",
+        "cp",
+        "cut",
+        "flock",
+        "grep",
+        "ln",
+        "mv",
+        "rm",
+        "sed",
+        "sha256sum",
+    ),
     *("sort", "sync", "tail", "tr", "truncate", "wc"),
 )
 
@@ -402,35 +432,37 @@ def killed_at(tree: Tree, killing: dict[str, str], step: int, mode: str) -> bool
     return done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("wired", [False, True], ids=["nothing in before", "block in before"])
+@pytest.mark.parametrize("wired", [False, True], ids=["nothing in before", "ours in before"])
 @pytest.mark.slow
-def test_killed_at_any_moment_of_start_the_block_is_whole_or_absent_and_no_start_is_gained(
+def test_killed_at_any_moment_of_start_our_flags_are_whole_or_absent_and_no_start_is_gained(
     tree: Tree, killing: dict[str, str], wired: bool
 ) -> None:
     tree.install_script()
-    before = tree.args
+    before, beside, managed = tree.next_start, set(tree.args_file.parent.iterdir()), tree.args
     tree.want(authorization=True)
     tree.script("start")
-    after = tree.args
+    after = tree.next_start
     step, killed = FIRST_STEP, True
     while killed:
         step += STRIDE
         tree.want(authorization=True)
         if wired:
-            tree.args = after
+            tree.script("start")
+            tree.want(authorization=True)
         else:
-            tree.args = before
+            tree.script("cut")
+        assert tree.wired == wired
         killed = killed_at(tree, killing, step, "start")
-        assert tree.args in (before, after)
+        assert tree.next_start in (before, after)
         left = tree.wanted.starts
         assert left in (2, 3)
         if not wired:
-            assert tree.args == before or left == 2, "the block is in only where a start was taken for it"
+            assert tree.next_start == before or left == 2, "our flags are in only where a start was taken for them"
     assert step > 25
-    assert (tree.args, tree.wanted.starts) == (after, 2)
+    assert (tree.next_start, tree.wanted.starts) == (after, 2)
     tree.script("cut")
-    assert tree.args == before
-    assert list(tree.layout.args_file.parent.iterdir()) == [tree.layout.args_file], "nothing of a killed run stays"
+    assert tree.args == managed
+    assert set(tree.args_file.parent.iterdir()) == beside, "nothing of a killed run stays"
 
 
 def test_a_script_that_hangs_is_ended_and_does_not_hold_up_the_start(tree: Tree, tmp_path: Path) -> None:
@@ -460,7 +492,7 @@ def test_a_script_that_hangs_is_ended_and_does_not_hold_up_the_start(tree: Tree,
 @pytest.mark.parametrize("mode", ["start", "stop", "chain", "cut", "", "nonsense"])
 def test_it_says_0_whatever_is_missing(tree: Tree, mode: str) -> None:
     tree.install_script()
-    for folder in (tree.layout.args_file.parent, tree.place.state_folder, tree.place.chain_file.parent):
+    for folder in (tree.args_file.parent, tree.place.state_folder, tree.place.chain_file.parent):
         shutil.rmtree(folder)
     done = subprocess.run(["/bin/sh", str(tree.place.script), mode], check=False, capture_output=True, timeout=30)
     assert done.returncode == 0

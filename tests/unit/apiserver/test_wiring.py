@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,11 @@ import pytest
 import apiserver
 from apiserver import Conflict, Kind, files, layouts, script, systemd, wanted, wiring
 from apiserver.verify import Unverified, verify
+from testbed.owners import canonical_charm
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
 
 pytestmark = pytest.mark.slow  # real processes, started and ended many times
+URL = "https://127.0.0.1:8443/webhook"
 
 
 def nothing_wrong() -> None:
@@ -45,7 +48,8 @@ def test_flags_come_into_force_with_one_restart_and_are_confirmed(machine: Machi
     assert apply(machine, authorization=True)
     assert machine.in_force
     assert machine.systemd.restarts == 1
-    assert machine.args.startswith(before)
+    if not machine.layout.whole_values:
+        assert machine.args.startswith(before)
     assert (machine.wanted.stage, machine.wanted.starts) == (wanted.Stage.CONFIRMED, 3)
     assert apiserver.state(machine.layout) == apiserver.State(
         Kind.IN_FORCE, "", machine.desired(authorization=True).digest
@@ -111,7 +115,7 @@ def test_a_server_that_stops_working_later_is_told_and_left_alone(machine: Machi
     with pytest.raises(apiserver.NotReady, match="runs with Keystone's flags, but is not in order"):
         apply(machine)
     assert machine.systemd.restarts == restarts
-    assert machine.wired
+    assert machine.in_force
 
 
 def test_flags_of_ours_that_lead_nowhere_any_more_do_not_keep_the_way_out_shut(machine: Machine) -> None:
@@ -150,6 +154,18 @@ def test_a_server_that_does_not_work_with_our_flags_gets_its_own_back(
     state = apiserver.state(machine.layout)
     assert (state.kind, state.reason) == (Kind.FAILED, error.reason)
     assert not any(TOKEN in line or "gAAAAA" in line for line in error.log)
+
+
+def test_an_administrator_with_a_certificate_still_shows_a_webhook_that_is_not_reached(machine: Machine) -> None:
+    before = machine.args
+    machine.layout.admin_kubeconfig.write_text(machine.with_certificate)
+    machine.behave(certificate="--secure-port", unreached="kubernetes-keystone")
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert "cannot ask its token webhook: Post" in apply_fails(machine).reason
+    assert not machine.in_force
+    assert machine.args == before
+    machine.behave(certificate="--secure-port")
+    assert apply(machine, content="another")
 
 
 def test_the_log_of_a_crash_is_told_without_the_secrets_in_it(machine: Machine) -> None:
@@ -196,9 +212,59 @@ def test_a_change_that_fails_leaves_in_force_what_worked_before(machine: Machine
 # ---- what happens on its own
 
 
+def test_a_file_that_others_merge_has_nothing_of_ours_once_it_has_been_read(machine: Machine) -> None:
+    before = machine.args
+    apply(machine, authorization=True)
+    assert machine.in_force
+    assert machine.wired == (machine.kind != "canonical")
+    if machine.kind == "canonical":
+        assert machine.args == before
+        assert machine.layout.args_file.read_text() == before
+    machine.systemd.systemctl(["stop", machine.layout.service])
+    if machine.layout.whole_values:
+        assert machine.args == before
+    machine.systemd.systemctl(["start", machine.layout.service])
+    machine.wait_for("our flags", lambda: machine.in_force)
+
+
+@pytest.mark.parametrize("machine", ["canonical"], indirect=True)
+def test_an_owner_who_wrote_our_flags_down_in_the_middle_of_a_start_loses_no_webhook(machine: Machine) -> None:
+    machine.args = before = canonical_charm(machine.args)
+    apiserver.chain(machine.layout)
+    apply(machine, authorization=True)
+    machine.script("start")
+    machine.args = canonical_charm(machine.args, {"v": "4"})
+    assert machine.wired
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert machine.in_force
+    assert machine.chained()[3][2] == str(machine.webhook)
+    assert machine.args == canonical_charm(before, {"v": "4"})
+    machine.args = canonical_charm(machine.args)
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == canonical_charm(before, {"v": "4"})
+    assert not machine.in_force
+
+
+@pytest.mark.parametrize("machine", ["canonical"], indirect=True)
+def test_removal_undoes_what_was_written_back_while_it_restarted_the_server(machine: Machine) -> None:
+    """By a daemon that had read the file in the middle of a start, and writes it when we think that we are out."""
+    before = machine.args
+    apply(machine, authorization=True)
+    machine.script("start")
+    read = machine.args
+    machine.script("cut")
+
+    def late(_: str) -> None:
+        machine.args = read
+
+    # Written before the restart, it is the start that takes it out; written after it, `remove` itself.
+    assert apiserver.remove(machine.layout, late, QUICK)
+    assert machine.args == before
+
+
 def test_our_flags_survive_a_rewrite_of_the_args_file_and_need_no_restart_by_us(machine: Machine) -> None:
+    rewritten = machine.args.splitlines(keepends=True)[:-1]
     apply(machine)
-    rewritten = machine.args.splitlines(keepends=True)[:20]
     machine.args = "".join(rewritten)
     assert not apply(machine), "rewritten but not restarted: the running server still has the flags"
     machine.systemd.systemctl(["restart", machine.layout.service])
@@ -524,10 +590,10 @@ def test_a_charm_killed_for_real_in_the_middle_of_a_trial_is_confirmed_by_the_ne
         "    real(*a); calls.append(1)\n"
         "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "w.verify = verify\n"
-        "folder = sys.argv[2] + '/var/snap/kube-apiserver/common/kubernetes-keystone/authentication.kubeconfig'\n"
-        "flags = (Flag('authentication-token-webhook-config-file', folder),)\n"
-        "place = Place(Path(sys.argv[2]), sys.argv[3])\n"
-        "apply(detect('charmed', place), Desired(flags, {Path(folder): b'k'}), lambda: None, lambda _: None)\n"
+        "layout = detect('auto', Place(Path(sys.argv[2]), sys.argv[3]))\n"
+        "path = layout.config_folder / 'authentication.kubeconfig'\n"
+        "flags = (Flag('authentication-token-webhook-config-file', str(path)),)\n"
+        "apply(layout, Desired(flags, {path: b'k'}), lambda: None, lambda _: None)\n"
     )
     command = [sys.executable, "-c", code, "x", str(machine.root), machine.place.reader]
     source = str(Path(apiserver.__file__).parents[1])
@@ -547,24 +613,77 @@ def test_a_charm_killed_for_real_in_the_middle_of_a_trial_is_confirmed_by_the_ne
 # ---- finding and checking
 
 
-def test_a_machine_without_the_unit_or_the_args_file_is_not_charmed(tree: Tree) -> None:
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("CUSTOM_AUTHN_ENDPOINT = 'https://127.0.0.1:8443/webhook'\n", True),
+        ('CUSTOM_AUTHN_ENDPOINT = "https://localhost:8443/webhook"\n', True),
+        ("    url = 'https://127.0.0.1:8443/webhook'\n", True),
+        ("CUSTOM_AUTHN_ENDPOINT = ''\n", False),
+        ("CUSTOM_AUTHN_ENDPOINT = 'https://10.0.0.9:8443/webhook'\n", False),
+        ("# https://127.0.0.1:8443/webhook\n", False),
+        (None, False),
+    ],
+)
+def test_charmed_kubernetes_own_webhook_says_whom_it_asks(charmed: Tree, program: str | None, told: bool) -> None:
+    if program is not None:
+        (charmed.root / "root/cdk/auth-webhook/auth-webhook.py").write_text(f"import json\n\n{program}\napp = None\n")
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(authentication=told)
+
+
+def test_access_is_asked_about_already_only_beside_the_clusters_own_webhook(charmed: Tree) -> None:
+    config = charmed.root / "root/cdk/authz.yaml"
+    config.write_text(f'{{"clusters": [{{"name": "x", "cluster": {{"server": "{URL}"}}}}]}}\n')
+    charmed.args += f'--authorization-webhook-config-file="{config}"\n'
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked()
+    (charmed.root / "root/cdk/auth-webhook/auth-webhook.py").write_text(f"CUSTOM_AUTHN_ENDPOINT = '{URL}'\n")
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(True, True)
+    for other in ("clusters: [", "a: b", '{"clusters": [{"cluster": {"server": "https://x"}}]}'):
+        config.write_text(other)
+        assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(True, False)
+
+
+@pytest.mark.parametrize("tree", ["canonical", "microk8s"], indirect=True)
+def test_no_other_layout_has_a_webhook_that_asks_others(tree: Tree) -> None:
+    assert apiserver.asked(tree.layout, URL) == apiserver.Asked()
+
+
+def test_authorization_alone_goes_in_and_comes_out(machine: Machine) -> None:
+    """What is left to set where the cluster's own webhook asks us about tokens."""
+    before = machine.args
+    both = machine.desired(authorization=True)
+    alone = apiserver.Desired(
+        tuple(flag for flag in both.flags if flag.name.startswith("authorization")),
+        {path: content for path, content in both.files.items() if path.name.startswith("authorization")},
+    )
+    assert apiserver.apply(machine.layout, alone, nothing_wrong, print, QUICK)
+    machine.wait_for("our flags", lambda: machine.in_force)
+    assert not any("authentication.kubeconfig" in word for word in machine.running_flags())
+    assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
+
+
+@pytest.mark.parametrize("missing", ["unit", "flags"])
+def test_a_machine_without_the_unit_or_its_flags_has_no_api_server(tree: Tree, missing: str) -> None:
     assert apiserver.detect("auto", tree.place) == tree.layout
-    tree.layout.args_file.unlink()
-    for choice in ("auto", "charmed"):
-        with pytest.raises(apiserver.NotFound, match=r"snap\.kube-apiserver\.daemon"):
+    gone = tree.args_file if missing == "flags" else tree.place.unit_folder / tree.layout.service
+    gone.unlink()
+    for choice in ("auto", tree.layout.name):
+        with pytest.raises(apiserver.NotFound, match=tree.layout.service):
             apiserver.detect(choice, tree.place)
 
 
-def test_two_layouts_at_once_are_for_the_operator_to_tell_apart(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = type(tree.layout)(tree.place, name="other")
-    monkeypatch.setattr("apiserver.layouts.LAYOUTS", (type(tree.layout), lambda _: other))
-    with pytest.raises(apiserver.Ambiguous, match=r"charmed, other.*set api-server"):
-        apiserver.detect("auto", tree.place)
-    assert apiserver.detect("other", tree.place) == other
+def test_two_layouts_at_once_are_for_the_operator_to_tell_apart(charmed: Tree) -> None:
+    canonical = Tree(charmed.root, "canonical").layout
+    with pytest.raises(apiserver.Ambiguous, match=r"charmed \(.*\), canonical \(.*set api-server"):
+        apiserver.detect("auto", charmed.place)
+    for layout in (charmed.layout, canonical):
+        assert apiserver.detect(layout.name, charmed.place) == layout
 
 
 def test_an_unknown_layout_is_refused_with_those_that_there_are(tree: Tree) -> None:
-    with pytest.raises(apiserver.Unknown, match="use auto or one of: charmed"):
+    with pytest.raises(apiserver.Unknown, match="use auto or one of: charmed, canonical"):
         apiserver.detect("openshift", tree.place)
 
 
@@ -575,7 +694,7 @@ def test_an_unknown_layout_is_refused_with_those_that_there_are(tree: Tree) -> N
         ("--authorization-webhook-config-file '/root/cdk/authz.conf'\n", "/root/cdk/authz.conf"),
         ("--authorization_webhook_config_file=/root/cdk/authz.conf\n", "/root/cdk/authz.conf"),
         ('--authorization-config="/root/cdk/authz.yaml"\n', "/root/cdk/authz.yaml"),
-        ('--authorization-mode="AlwaysAllow"\n', "Node,RBAC,AlwaysAllow"),
+        ('--authorization-mode="AlwaysAllow"\n', "AlwaysAllow allows everything"),
         ("--authorization-mode RBAC,Webhook\n", "Webhook is set without"),
     ],
 )
@@ -590,13 +709,14 @@ def test_check_names_what_is_in_the_way_of_a_policy(tree: Tree, extra: str, name
 
 @pytest.mark.parametrize("mode", ["", '--authorization-mode=""\n'])
 def test_check_wants_an_authorization_mode_to_add_to(tree: Tree, mode: str) -> None:
-    tree.args = tree.args.replace('--authorization-mode="Node,RBAC"\n', mode)
+    tree.args = re.sub('--authorization-mode="?(Node,RBAC|RBAC,Node)"?\n', mode, tree.args)
     with pytest.raises(Conflict, match="no --authorization-mode is set"):
         apiserver.check(tree.layout, authorization=True)
 
 
 def test_check_does_not_take_our_own_flags_for_someone_elses(machine: Machine) -> None:
-    apply(machine, authorization=True)
+    machine.want(authorization=True)
+    machine.script("start")
     assert machine.wired
     apiserver.check(machine.layout, authorization=True)
 

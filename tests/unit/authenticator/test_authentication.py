@@ -757,6 +757,24 @@ def test_an_error_of_the_chained_webhook_is_passed_on_and_not_kept(webhook: Stan
     chained(webhook, authority, story)
 
 
+def test_a_review_that_comes_with_an_error_status_is_no_verdict(webhook: StandIn, authority: Authority) -> None:
+    """Canonical Kubernetes' webhook answers so to a token that it does not know, and when its database is away."""
+
+    async def story(ask: Asker) -> None:
+        webhook.behaviour = says({"authenticated": False, "error": "invalid token"}, 401)
+        assert await ask("a::b") == {
+            "authenticated": False,
+            "error": "the cluster's own token webhook says: invalid token",
+        }
+        for behaviour in (says(ADMIN, 500), says({"authenticated": False}, 401), lambda *_: (403, b"no")):
+            webhook.behaviour = behaviour
+            status = await ask("a::b")
+            assert not status["authenticated"]
+            assert "answered with status" in status["error"]
+
+    chained(webhook, authority, story)
+
+
 def test_a_chained_webhook_that_is_away_means_cannot_tell(webhook: StandIn, authority: Authority) -> None:
     webhook.close()
 

@@ -132,6 +132,7 @@ def test_show_webhook_config_hides_the_private_key(unit, machine, wiring):
         in results["flags"]
     )
     assert results["state"] == "in-force"
+    assert results["layout"] == "charmed, snap.kube-apiserver.daemon.service with its flags"
     assert "commands" not in results
 
 

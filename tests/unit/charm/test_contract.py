@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import actions
+import apiserver
 import authenticator
 import config
 import webhook
+from apiserver import layouts
 from authenticator import Backend, Backends
 from config import CharmConfig
 from errors import ConfigError
 from files import Places
-from keystone_authenticator import settings
+from keystone_authenticator import chain, settings
 
 PROJECT = Path(__file__).resolve().parents[3]
 GOOD = """\
@@ -128,6 +131,17 @@ def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine
     for path, allowed in (("/api/v1/**", "true"), ("/apis/**", "false")):
         rules = json.dumps([{"service": "kubernetes", "method": "GET", "path": path}])
         assert check(**{"access-rules": rules, "api-version": "v1"})["allowed"] == allowed
+
+
+def test_a_displaced_webhooks_own_answer_begins_as_the_charm_expects():
+    assert webhook._CHAINED_SAYS == chain.SAYS
+
+
+def test_every_layout_that_there_is_can_be_chosen():
+    names = [make(apiserver.Place()).name for make in layouts.LAYOUTS]
+    assert list(config.LAYOUTS) == names
+    description = yaml.safe_load((PROJECT / "config.yaml").read_text())["options"]["api-server"]["description"]
+    assert [name for name in names if f"{name} (" not in description] == []
 
 
 def test_the_private_port_is_the_one_that_the_contract_names():

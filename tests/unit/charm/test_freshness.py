@@ -21,7 +21,7 @@ def seconds(cell: str) -> float:
 
 
 def test_each_layer_takes_what_sets_it() -> None:
-    desired = flags.wanted(Path("/folder"), b"", authorization=True)
+    desired = flags.wanted(Path("/folder"), b"", flags.Missing(authorization=True))
     durations = {flag.name: flag.value for flag in desired.flags if "ttl" in flag.name}
     named = 0
     for _, most, setter in ROWS:

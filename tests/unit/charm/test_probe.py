@@ -133,10 +133,33 @@ def test_an_endpoint_that_is_down_is_not_wired(endpoint, admin):
         webhook.probe(down, admin, chained=True, seconds=0)
 
 
-def test_an_administrator_without_a_token_has_none_to_lose(endpoint, tmp_path):
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"authenticated": False},
+        {"authenticated": False, "error": "the cluster's own token webhook says: invalid token"},
+    ],
+)
+def test_an_administrator_without_a_token_has_a_token_that_nobody_has_reviewed(endpoint, tmp_path, status):
+    endpoint.status = status
     webhook.probe(endpoint.kubeconfig, write_admin(tmp_path / "config", None), chained=True)
 
-    assert endpoint.asked == []
+    (_, body, _), = endpoint.asked  # fmt: skip
+    assert body["spec"]["token"].startswith("kubernetes-keystone-")
+
+
+def test_a_displaced_webhook_that_cannot_be_asked_keeps_the_flags_away(endpoint, tmp_path):
+    endpoint.status = {"error": "the cluster's own token webhook cannot be reached: refused"}
+
+    with pytest.raises(Waiting, match="cannot be reached"):
+        webhook.probe(endpoint.kubeconfig, write_admin(tmp_path / "config", None), chained=True, seconds=0)
+
+
+def test_of_the_clusters_own_token_no_error_is_good_enough(endpoint, admin):
+    endpoint.status = {"error": "the cluster's own token webhook says: invalid token"}
+
+    with pytest.raises(Waiting, match="invalid token"):
+        webhook.probe(endpoint.kubeconfig, admin, chained=True, seconds=0)
 
 
 @pytest.mark.parametrize("text", [None, "nonsense", "current-context: me\n"])

@@ -1,0 +1,68 @@
+"""Canonical Kubernetes: the `k8s` snap, whose flags its daemon and its charm each read, change and write back.
+
+Both read a flag's line into a map (of two the last one stays), sort and write (`snaputil.UpdateServiceArguments` in
+canonical/k8s-snap, `config/arg_files.py` in canonical/k8s-operator); the charm restarts the server when that changes
+a byte. So what is in the file for good may come back as its owner's own, and what has two lines as one.
+
+Newer snaps keep the flags in a folder instead, `00-snap-managed` the snap's, `01-charm-managed` the charm's. A file
+there is its writer's alone. The charm takes the folder for being in use where the first of the two is there; so do we.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from apiserver.model import MANAGED, Place
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The layout `canonical`; see `model.Layout` for what the properties mean."""
+
+    place: Place
+    name: str = "canonical"
+    service: str = "snap.k8s.kube-apiserver.service"
+    whole_values: bool = True
+    flags_shown: bool = True
+
+    @property
+    def args_file(self) -> Path:
+        """A flag a line, read by a shell; the daemon writes values bare, the charm double-quoted."""
+        return self._common / "args/kube-apiserver"
+
+    @property
+    def args_folder(self) -> Path:
+        """What newer snaps have beside it."""
+        return self._common / "args/kube-apiserver.args.d"
+
+    @property
+    def working_folder(self) -> Path:
+        """`$SNAP_DATA`, where snapd starts a service."""
+        return self.place.root / "var/snap/k8s/current"
+
+    @property
+    def config_folder(self) -> Path:
+        """In `$SNAP_COMMON`, which the snap can read whether it is installed confined or classic."""
+        return self._common / "kubernetes-keystone"
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """Written by the snap's daemon, with a client certificate; a confined snap's `/etc/kubernetes` is elsewhere."""
+        confined = self._common / "etc/kubernetes/admin.conf"
+        classic = self.place.root / "etc/kubernetes/admin.conf"
+        return confined if confined.exists() and not classic.exists() else classic
+
+    @property
+    def present(self) -> bool:
+        """Whether the flags are there: snapd writes the unit on workers, too."""
+        here = self.args_file.is_file() or (self.args_folder / MANAGED).is_file()
+        return (self.place.unit_folder / self.service).exists() and here
+
+    def asks(self, url: str) -> bool:  # noqa: ARG002
+        """Its webhook asks nobody."""
+        return False
+
+    @property
+    def _common(self) -> Path:
+        return self.place.root / "var/snap/k8s/common"
