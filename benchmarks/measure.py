@@ -22,8 +22,8 @@ from benchmarks.report import Row, number, spread
 from benchmarks.servers import Files, Server
 from benchmarks.work import EMPTY, OURS, SIDES, UPSTREAM, Side
 from testbed import setup
+from testbed.apiserver import ApiServer
 from testbed.cache import TestbedError, call, say
-from testbed.control import ControlPlane
 from testbed.keystone import Keystone
 from testbed.processes import process
 
@@ -371,14 +371,14 @@ def access(bench: Bench) -> list[Row]:
 class Through:
     """An API server that asks one of the webhooks, and tokens that it has forgotten by their next turn."""
 
-    control: ControlPlane
+    server: ApiServer
     webhook: Server
     items: Path
     next: int = 0
 
     def slice(self, bench: Bench, connections: int, seconds: float) -> Slice:
         """Ask with tokens by turns, each once; a third of them at most, as a token is to rest for 10 s."""
-        command = [str(bench.client), f"-address=127.0.0.1:{self.control.port}", f"-ca={self.control.ca}"]
+        command = [str(bench.client), f"-address=127.0.0.1:{self.server.port}", f"-ca={self.server.ca}"]
         command += [f"-work={self.items}", f"-connections={connections}", f"-first={self.next}"]
         command += [f"-duration={seconds * 1000:.0f}ms", f"-count={THROUGH // 3}"]
         before = self.webhook.processor()
@@ -410,9 +410,9 @@ def through(bench: Bench, policy: Path) -> list[Row]:
             )
             for side, webhook in webhooks.items()
         }
-        control = doors["ours"].control
-        static = work.whoami(control.token, {"user": "administrator", "uid": control.uid})
-        doors["static"] = Through(control, ours, bench.items("through-static", [static]))
+        server = doors["ours"].server
+        static = work.whoami(server.admin_token, {"user": "admin", "uid": "admin"})
+        doors["static"] = Through(server, ours, bench.items("through-static", [static]))
         before = servers.reviews_of(bench.files, ours)
         taken: dict[int, dict[str, list[Slice]]] = {}
         for connections in (1, 24, 32):

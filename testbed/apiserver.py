@@ -8,14 +8,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import secrets
-import signal
-import socket
 import ssl
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from testbed import setup
 from testbed.cache import Run, TestbedError
 from testbed.certificates import Authority, pem
+from testbed.processes import free_port, process
 
 START_TIMEOUT = 60.0  # seconds; 4 are usual
 AUDIENCE = "https://kubernetes.default.svc"
@@ -72,59 +69,44 @@ class ApiServer:
         (self.folder / "tokens.csv").write_text(f'{self.admin_token},admin,admin,"system:masters"\n')
 
     def _start(self, etcd: Path, kubernetes: Path) -> None:
-        client, peer, self.port = (_free_port() for _ in range(3))
+        client, peer, self.port = (free_port() for _ in range(3))
         at = self.folder
-        self._run(
-            "etcd",
-            [
-                etcd,
-                f"--data-dir={at}/etcd",
-                "--unsafe-no-fsync",
-                f"--listen-client-urls=http://127.0.0.1:{client}",
-                f"--advertise-client-urls=http://127.0.0.1:{client}",
-                f"--listen-peer-urls=http://127.0.0.1:{peer}",
-            ],
+        self._stack.enter_context(
+            process(
+                at / "etcd.log",
+                [
+                    etcd,
+                    f"--data-dir={at}/etcd",
+                    "--unsafe-no-fsync",
+                    f"--listen-client-urls=http://127.0.0.1:{client}",
+                    f"--advertise-client-urls=http://127.0.0.1:{client}",
+                    f"--listen-peer-urls=http://127.0.0.1:{peer}",
+                ],
+            )
         )
-        self._process = self._run(
-            "kube-apiserver",
-            [
-                kubernetes,
-                f"--etcd-servers=http://127.0.0.1:{client}",
-                "--bind-address=127.0.0.1",
-                f"--secure-port={self.port}",
-                f"--tls-cert-file={at}/server.pem",
-                f"--tls-private-key-file={at}/server.key",
-                f"--token-auth-file={at}/tokens.csv",
-                f"--service-account-issuer={AUDIENCE}",
-                f"--service-account-signing-key-file={at}/signer.key",
-                f"--service-account-key-file={at}/signer.key",
-                "--service-cluster-ip-range=10.152.183.0/24",
-                "--endpoint-reconciler-type=none",
-                *(
-                    []
-                    if any(flag.startswith("authorization-") for flag in self._flags)
-                    else ["--authorization-mode=RBAC"]
-                ),
-                *(f"--{flag}" for flag in self._flags),
-            ],
-        )
+        own = not any(flag.startswith("authorization-") for flag in self._flags)
+        command = [
+            kubernetes,
+            f"--etcd-servers=http://127.0.0.1:{client}",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={at}/server.pem",
+            f"--tls-private-key-file={at}/server.key",
+            f"--token-auth-file={at}/tokens.csv",
+            f"--service-account-issuer={AUDIENCE}",
+            f"--service-account-signing-key-file={at}/signer.key",
+            f"--service-account-key-file={at}/signer.key",
+            "--service-cluster-ip-range=10.152.183.0/24",
+            "--endpoint-reconciler-type=none",
+            *(["--authorization-mode=RBAC"] if own else []),
+            *(f"--{flag}" for flag in self._flags),
+        ]
+        running = self._stack.enter_context(process(at / "kube-apiserver.log", command))
         end = time.monotonic() + START_TIMEOUT
         while self._ready() != 200:
-            if self._process.poll() is not None or time.monotonic() > end:
+            if running.poll() is not None or time.monotonic() > end:
                 raise TestbedError(f"the API server does not start:\n{self.log()[-3000:]}")
             time.sleep(0.1)
-
-    def _run(self, name: str, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["setpriv", "--pdeathsig=KILL", "--", *map(str, command)],
-                env={"PATH": os.environ.get("PATH", "")},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._stack.callback(_end, process)
-        return process
 
     def _ready(self) -> int:
         with contextlib.suppress(OSError):
@@ -154,17 +136,3 @@ class ApiServer:
             content = response.read().decode()
         is_json = response.headers.get_content_type() == "application/json"
         return response.status, json.loads(content) if is_json else content
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
-    process.kill()
-    process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -15,6 +15,7 @@ from typing import Any
 
 from keystone_authenticator import __version__, access_rules, document, policy, settings
 from keystone_authenticator.identity import Naming, Subject, by_id, by_name, is_reserved
+from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.settings import SettingsError
 
 
@@ -55,19 +56,26 @@ class _UsageError(Exception):
 
 
 class _Bounded(logging.Filter):
-    """Lets so many lines a second through, so that nobody fills the journal by asking."""
+    """Lets so many lines a second through, so that nobody fills the journal by asking; says how many it did not."""
 
-    def __init__(self, lines: int) -> None:
+    def __init__(self, lines: int, metrics: Metrics) -> None:
         super().__init__()
         self._lines = lines
+        self._metrics = metrics
         self._second = 0
         self._count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         if int(record.created) != self._second:
+            left_out = self._count - self._lines
             self._second, self._count = int(record.created), 0
+            if left_out > 0:
+                record.msg, record.args = f"{record.getMessage()} ({left_out} lines before this one were left out)", ()
         self._count += 1
-        return self._count <= self._lines
+        if self._count <= self._lines:
+            return True
+        self._metrics.log_lines_left_out += 1
+        return False
 
 
 def _serve(config: Path) -> int:
@@ -84,14 +92,15 @@ def _serve(config: Path) -> int:
     handler = logging.StreamHandler()
     # The journal has the time. One line a record: what users can choose may hold line breaks.
     handler.setFormatter(_WithAuditId("%(levelname)s %(message)s"))
-    handler.addFilter(_Bounded(50))
+    metrics = Metrics()
+    handler.addFilter(_Bounded(50, metrics))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # As many connections as the server allows need more than the usual 1024 descriptors. A hardened unit has that said
     # in the unit, and may forbid the system call.
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
-    service = Service(config)
+    service = Service(config, metrics)
     logging.getLogger("keystone_authenticator").setLevel(service.settings.log_level.upper())
 
     async def run() -> None:

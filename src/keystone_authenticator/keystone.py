@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from keystone_authenticator import access_rules, document
+from keystone_authenticator import access_rules, clock, document
 from keystone_authenticator.identity import Account, Group
 from keystone_authenticator.outbound import Answer, CannotTell, Client
 
@@ -75,9 +75,9 @@ class Keystone:
         headers = {"X-Auth-Token": token, "X-Subject-Token": token, "OpenStack-Identity-Access-Rules": "1.0"}
         answer = await self._call("/auth/tokens?nocatalog", headers)
         if answer.status in _REFUSALS:
-            raise Refused(f"Keystone answered {answer.status}: {_error_message(answer)}")
+            raise Refused(f"Keystone answered {answer.status}{_by_id(answer)}: {_error_message(answer)}")
         if answer.status != 200:
-            raise CannotTell(f"Keystone answered with status {answer.status}")
+            raise CannotTell(f"Keystone answered with status {answer.status}{_by_id(answer)}")
         # An odd answer of Keystone's own is this token's alone: counted as an outage, its holder could cause one.
         odd = False
         try:
@@ -103,7 +103,8 @@ class Keystone:
             answer = await self._call(path + query, {"X-Auth-Token": token})
             if answer.status != 200:
                 single = answer.status in _REFUSALS
-                reason = f"Keystone answered {answer.status} when asked for the groups of the user {user_id}"
+                about = f"{answer.status}{_by_id(answer)}"
+                reason = f"Keystone answered {about} when asked for the groups of the user {user_id}"
                 raise CannotTell(reason, single=single)
             try:
                 body = document.decode(answer.body)
@@ -111,7 +112,7 @@ class Keystone:
                     expiry = entry.get("membership_expires_at")
                     if expiry is not None:
                         ends = _time(expiry)
-                        if ends <= time.time():
+                        if ends <= clock.now():
                             continue
                         until = ends if until is None else min(until, ends)
                     groups.append(Group(_text(entry, "name"), _text(entry, "domain_id")))
@@ -142,6 +143,11 @@ class Keystone:
             raise
         self.last_answer = LastAnswer(time.time(), answer.status, None)
         return answer
+
+
+def _by_id(answer: Answer) -> str:
+    """By which name the request stands in Keystone's own log."""
+    return f" ({answer.request_id})" if answer.request_id else ""
 
 
 def _error_message(answer: Answer) -> str:
