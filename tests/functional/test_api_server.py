@@ -219,3 +219,68 @@ def test_a_list_with_selectors_is_decided_as_the_list_without_them(
                     400 if query.endswith("=x") and code == 200 else code
                 )
         assert server.send("DELETE", "/api/v1/namespaces/default/pods?labelSelector=a", token)[0] == 403
+
+
+def test_an_application_credentials_rules_hold_whatever_the_path_looks_like(
+    keystone: Keystone, with_us: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The policy allows everything; the credential may read pods of one namespace, and its holder is inventive."""
+    project = keystone.project("inventive")
+    ivy = keystone.member("ivy", project)
+    rules = [
+        {"service": "kubernetes", "method": "GET", "path": f"/api/v1/namespaces/default/{path}"}
+        for path in ("pods", "pods/**", "configmaps/{name}")
+    ]
+    credential = keystone.application_credential(ivy, project, access_rules=rules)
+    token, free = keystone.credential_token(credential), keystone.token(ivy, project)
+    policy = tmp_path / "policy.json"
+    everything = {"*/*": ["*"], "*/*/*": ["*"]}
+    paths = {"nonresource": {"verbs": ["*"], "path": "*"}, "users": {"projects": ["inventive"]}}
+    replace(policy, json.dumps([{"users": {"projects": ["inventive"]}, "resource_permissions": everything}, paths]))
+    with with_us(None, policy=str(policy)) as (server, _):
+        created = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}
+        assert server.send("POST", "/api/v1/namespaces/default/configmaps", server.admin_token, created)[0] == 201
+        default = "/api/v1/namespaces/default"
+        for path, code in (
+            (f"{default}/pods", 200),
+            (f"{default}/pods?labelSelector=a&watch=0", 200),
+            (f"{default}/pods/none", 404),
+            (f"{default}/pods/none/log", 404),
+            (f"{default}/configmaps/c", 200),
+        ):
+            assert server.send("GET", path, token)[0] == code, path
+        for method, path in (
+            ("GET", f"{default}/configmaps"),
+            ("GET", f"{default}/pods/none/exec?command=id"),
+            ("GET", f"{default}/pods/none/attach"),
+            ("GET", f"{default}/pods/none/portforward"),
+            ("GET", f"{default}/pods/none/proxy/metrics"),
+            ("GET", f"{default}/secrets"),
+            ("GET", "/api/v1/pods"),
+            ("GET", "/api/v1/namespaces/kube-system/pods"),
+            ("GET", f"{default}/../kube-system/pods"),
+            ("GET", f"{default}/pods/../../kube-system/secrets"),
+            ("GET", f"{default}/pods/..%2f..%2fkube-system%2fsecrets"),
+            ("GET", f"{default}/pods/%2e%2e/secrets"),
+            ("GET", "/api/v1/namespaces//default/secrets"),
+            ("GET", "//api/v1/namespaces/kube-system/secrets"),
+            ("GET", "/api/v1/watch/namespaces/kube-system/pods"),
+            ("GET", "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods"),
+            ("GET", "/metrics"),
+            ("GET", "/logs/"),
+            ("POST", f"{default}/pods"),
+            ("POST", f"{default}/pods/none/exec"),
+            ("POST", f"{default}/pods/none/eviction"),
+            ("DELETE", f"{default}/pods"),
+            ("DELETE", f"{default}/pods/none"),
+            ("PATCH", f"{default}/configmaps/c"),
+            ("PUT", f"{default}/configmaps/c"),
+        ):
+            code, answer = server.send(method, path, token, {} if method in ("POST", "PUT", "PATCH") else None)
+            # Past the authorization are successes, complaints about what was sent, and "that one is not there".
+            there = isinstance(answer, dict) and "name" in answer.get("details", {}) and code != 403
+            assert code >= 300, (method, path, answer)
+            assert code not in (400, 409, 415, 422), (method, path, answer)
+            assert not there, (method, path, answer)
+        assert server.send("GET", f"{default}/secrets", free)[0] == 200
+        assert reviewed(server, token)["user"]["groups"] == ["system:authenticated"]

@@ -152,9 +152,9 @@ def test_what_ends_a_token_is_a_refusal_with_the_reason_once_the_cache_ends(
 def test_a_token_ends_when_it_expires_whatever_the_cache_and_the_grace(keystone: Keystone, start: Starter) -> None:
     project = keystone.project("expiring")
     ella = keystone.member("ella", project)
-    credential = keystone.application_credential(ella, project, expires_at=soon(6))
-    token = keystone.credential_token(credential)
     service, alone = start(token_cache_ttl=3600), start(token_cache_ttl=0.2, outage_grace=3600)
+    credential = keystone.application_credential(ella, project, expires_at=soon(8))
+    token = keystone.credential_token(credential)
     keystone.forget_calls()
     for one in (service, alone):
         assert who(one, token) == "keystone:ella"

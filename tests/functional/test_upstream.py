@@ -103,7 +103,7 @@ class Ours:
             status = self.service.status["policy"]
             return status if status["hash"] == wanted or status["error"] else None
 
-        return eventually(seen, 10)["hash"] == wanted
+        return eventually(seen, 30)["hash"] == wanted
 
     def load(self, policy: Any) -> None:
         assert self.takes(policy)

@@ -350,7 +350,7 @@ class Service:
             command = [sys.executable, "-c", wrapper.format(fds=descriptors), *command]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen([*self.inside, *command], env=environ, stderr=log, pass_fds=descriptors)
-        eventually(lambda: (self.process and self.process.poll() is not None) or self.is_up(), 10)
+        eventually(lambda: (self.process and self.process.poll() is not None) or self.is_up(), 40)
         assert self.process.poll() is None, self.log
         return self
 
