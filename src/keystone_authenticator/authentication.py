@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from keystone_authenticator import document, reviews
+from keystone_authenticator import clock, document, reviews
 from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, claims_to_be_ours
 from keystone_authenticator.identity import Identity, Naming, UnusableIdentityError
@@ -34,6 +34,8 @@ from keystone_authenticator.reviews import TokenReview, Verdict
 logger = logging.getLogger("keystone_authenticator.authentication")
 
 LONGEST_TOKEN = 16 * 1024
+# What the displaced webhook took before us it takes behind us: tokens with many claims are long.
+LONGEST_CLUSTER_TOKEN = 128 * 1024
 # A million tokens of ten thousand users fit; the unit's MemoryMax is well above.
 MOST_TOKENS = 1_000_000
 MOST_BYTES = 320 * 1024 * 1024
@@ -73,7 +75,7 @@ def has_keystone_shape(token: str, now: float | None = None) -> bool:
     """Whether Keystone could have made this token, as far as its outside tells: a Fernet token, or a JWS."""
     if len(token) > LONGEST_TOKEN:
         return False
-    return _is_fernet(token, time.time() if now is None else now) or _is_jws(token)
+    return _is_fernet(token, clock.now() if now is None else now) or _is_jws(token)
 
 
 def _decode(text: str) -> bytes | None:
@@ -365,7 +367,7 @@ class KeystoneValidator:
             raise Refused(str(error)) from None
         until = _FOREVER
         if memberships.until is not None:
-            until = time.monotonic() + memberships.until - time.time()
+            until = time.monotonic() + memberships.until - clock.now()
         key = (account.user_id, account.project_id, account.application_credential_id)
         same = self._identities.get(key)
         if same is not None and same == identity:
@@ -377,7 +379,7 @@ class KeystoneValidator:
     async def _groups(self, token: str, user_id: str) -> tuple[float, Memberships]:
         found = self._memberships.get(user_id)
         now = time.monotonic()
-        lasts = found is not None and (found[1].until is None or time.time() < found[1].until)
+        lasts = found is not None and (found[1].until is None or clock.now() < found[1].until)
         if found is not None and lasts and now - found[0] < self._ttl:
             return found
         try:
@@ -430,7 +432,10 @@ class KeystoneTokens:
         known = self._known.get(digest)
         if known is not None:
             now = time.monotonic()
-            if now - known.checked_at < self._ttl and now < known.until and time.time() < known.expires_at:
+            ends = known.expires_at
+            # clock.now() < ends, without two calls on the way of every review
+            lives = time.time() < ends and clock.START + now < ends
+            if now - known.checked_at < self._ttl and now < known.until and lives:
                 return reviews.authenticated(review.version, known.identity)
             return None
         refused_until = self._refused.get(digest)
@@ -465,7 +470,7 @@ class KeystoneTokens:
             return None
         now = time.monotonic()
         age = now - known.checked_at
-        good = age < self._ttl + self._grace and now < known.until and time.time() < known.expires_at
+        good = age < self._ttl + self._grace and now < known.until and clock.now() < known.expires_at
         return known if good else None
 
     async def _verdict(self, token: str, digest: bytes) -> Known | Refused | CannotTell:
@@ -503,9 +508,13 @@ class KeystoneTokens:
             known = await self._validator.known(token)
         except Refused as refusal:
             self._breaker.succeeded()
+            # One line a verdict: answers from memory, for `REFUSAL_TTL`, are counted and not told again. The digest is
+            # under a key of this process, and tells no more than that it is the same token.
+            known = self._known.get(digest)
+            who = f"{known.identity.username} (until now): " if known is not None else ""
+            logger.info("audit: refused: %s%s (token %s)", who, refusal, digest.hex()[:8])
             self._known.drop(digest)
             self._refused.put(digest, time.monotonic() + REFUSAL_TTL)
-            logger.info("audit: refused: %s", refusal)
             return refusal
         except CannotTell as error:
             if error.single:
@@ -676,7 +685,7 @@ class Authenticator:
             self._metrics.keystone_misses += 1
             return self.keystone.answer(review, digest)
         # Without the certificate it is somebody else's webhook that calls us: to call back would be a loop.
-        if certified and len(token) <= LONGEST_TOKEN:
+        if certified and len(token) <= LONGEST_CLUSTER_TOKEN:
             self._metrics.cluster_misses += 1
             return self.cluster.answer(review, digest)
         return reviews.refused(review.version)

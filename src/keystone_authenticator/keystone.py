@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from keystone_authenticator import access_rules, document
+from keystone_authenticator import access_rules, clock, document
 from keystone_authenticator.identity import Account, Group
 from keystone_authenticator.outbound import Answer, CannotTell, Client
 
@@ -75,13 +75,18 @@ class Keystone:
         headers = {"X-Auth-Token": token, "X-Subject-Token": token, "OpenStack-Identity-Access-Rules": "1.0"}
         answer = await self._call("/auth/tokens?nocatalog", headers)
         if answer.status in _REFUSALS:
-            raise Refused(f"Keystone answered {answer.status}: {_error_message(answer)}")
+            raise Refused(f"Keystone answered {answer.status}{_by_id(answer)}: {_error_message(answer)}")
         if answer.status != 200:
-            raise CannotTell(f"Keystone answered with status {answer.status}")
+            raise CannotTell(f"Keystone answered with status {answer.status}{_by_id(answer)}")
+        # An odd answer of Keystone's own is this token's alone: counted as an outage, its holder could cause one.
+        odd = False
         try:
-            return _valid_token(_object(document.decode(answer.body), "token"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CannotTell(f"Keystone's answer about a token was not understood ({type(error).__name__})") from None
+            token_body = _object(document.decode(answer.body), "token")
+            odd = True
+            return _valid_token(token_body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"Keystone's answer about a token was not understood ({type(error).__name__})"
+            raise CannotTell(reason, single=odd) from None
 
     async def memberships(self, token: str, user_id: str) -> Memberships:
         """Ask Keystone for the groups of the token's holder.
@@ -98,7 +103,8 @@ class Keystone:
             answer = await self._call(path + query, {"X-Auth-Token": token})
             if answer.status != 200:
                 single = answer.status in _REFUSALS
-                reason = f"Keystone answered {answer.status} when asked for the groups of the user {user_id}"
+                about = f"{answer.status}{_by_id(answer)}"
+                reason = f"Keystone answered {about} when asked for the groups of the user {user_id}"
                 raise CannotTell(reason, single=single)
             try:
                 body = document.decode(answer.body)
@@ -106,7 +112,7 @@ class Keystone:
                     expiry = entry.get("membership_expires_at")
                     if expiry is not None:
                         ends = _time(expiry)
-                        if ends <= time.time():
+                        if ends <= clock.now():
                             continue
                         until = ends if until is None else min(until, ends)
                     groups.append(Group(_text(entry, "name"), _text(entry, "domain_id")))
@@ -137,6 +143,11 @@ class Keystone:
             raise
         self.last_answer = LastAnswer(time.time(), answer.status, None)
         return answer
+
+
+def _by_id(answer: Answer) -> str:
+    """By which name the request stands in Keystone's own log."""
+    return f" ({answer.request_id})" if answer.request_id else ""
 
 
 def _error_message(answer: Answer) -> str:
@@ -184,6 +195,8 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         scope = next((name for name in ("domain", "system") if token.get(name)), None)
         kind = f"scoped to a {scope}" if scope else "unscoped"
         raise Refused(f"the token of the user {user_id} is {kind}, only project scope counts")
+    if token.get("is_domain"):
+        raise Refused(f"the token of the user {user_id} is scoped to a domain as if it were a project")
     rules: tuple[str, ...] | None = None
     # An empty list is a list: such a credential is good for nothing.
     if credential is not None and credential.get("access_rules") is not None:
@@ -205,5 +218,9 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         application_credential_id=_text(credential, "id") if credential is not None else None,
         access_rules=rules,
     )
+    # Keystone gives nobody a token without a role, but validates one whose roles were all taken away since, where it
+    # kept no revocation of it: members of a federated group, say.
+    if not account.roles:
+        raise Refused(f"the user {user_id} has no role in the project {account.project_id} any more")
     expires = token["expires_at"]
     return ValidToken(account, _time(_text(token, "expires_at")) if expires is not None else float("inf"))

@@ -67,6 +67,7 @@ class Metrics:
         self.stale = 0
         self.shed = 0
         self.policy_failures = 0
+        self.log_lines_left_out = 0
         self.calls = {name: Calls() for name in SERVICES}
 
 
@@ -173,6 +174,12 @@ class Text:
         )
         self.value(
             "policy_reload_failures_total", "counter", "Policies that could not be used.", metrics.policy_failures
+        )
+        self.value(
+            "log_lines_left_out_total",
+            "counter",
+            "Lines of the log that were too many for their second.",
+            metrics.log_lines_left_out,
         )
 
     def process(self, started: float) -> None:

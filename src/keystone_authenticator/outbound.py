@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import time
@@ -15,11 +16,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from keystone_authenticator.metrics import Calls
 
 RETRY_AFTER = 0.1
 MAX_ANSWER = 2 * 1024 * 1024
+# Who waits for a name server waits so long if there is an address that was good before.
+LOOKUP_PATIENCE = 1.0
+# oslo.middleware's; anything else is not worth a place in a log.
+_REQUEST_ID = re.compile(r"req-[0-9a-f-]{36}")
 
 
 class CannotTell(Exception):
@@ -44,10 +50,11 @@ class TlsMaterialError(Exception):
 
 
 class Answer(NamedTuple):
-    """An HTTP answer, whole."""
+    """An HTTP answer, whole; `request_id` is what an OpenStack service calls the request in its own log."""
 
     status: int
     body: bytes
+    request_id: str = ""
 
 
 def client_context(ca: str | None, certificate: bytes | None = None, key: bytes | None = None) -> ssl.SSLContext:
@@ -94,8 +101,64 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
             os.close(descriptor)
 
 
+class _Resolver(AbstractResolver):
+    """Finds a name's addresses; while the name servers fail or do not answer, those that it had last.
+
+    The certificate tells whether it is still the right service. One look-up of a name at a time, as each takes one of
+    the few threads that the process has for them until the system's resolver gives up, which can be much later.
+    """
+
+    def __init__(self) -> None:
+        self._system = aiohttp.ThreadedResolver()
+        self._last: dict[tuple[str, int, int], list[ResolveResult]] = {}
+        self._lookups: dict[tuple[str, int, int], asyncio.Task[list[ResolveResult] | OSError]] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give the addresses.
+
+        Raises:
+            OSError: there are none, and were none.
+
+        """
+        key = (host, port, int(family))
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(host, port, family))
+            self._lookups[key] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(key))
+        last = self._last.get(key)
+        await asyncio.wait((lookup,), timeout=None if last is None else LOOKUP_PATIENCE)
+        found = lookup.result() if lookup.done() else OSError("the look-up is still under way")
+        if isinstance(found, list):
+            self._last[key] = found
+            return found
+        if last is None:
+            raise found
+        return last
+
+    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult] | OSError:
+        try:
+            return await self._system.resolve(host, port, family)
+        except OSError as error:
+            return error
+
+    async def close(self) -> None:
+        """Leave look-ups to the system's own patience: a thread cannot be stopped."""
+
+
+class _Pool:
+    """Kept connections to a service, until a call fails on one of them."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self.calls = 0
+        self.given_up = False
+
+
 class Client:
-    """A pool of connections to one service."""
+    """Calls one service, over connections that are kept."""
 
     def __init__(
         self,
@@ -113,23 +176,45 @@ class Client:
         self._deadline = deadline
         self._limit = limit
         self._calls = calls or Calls()
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: _Pool | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._resolver: _Resolver | None = None
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+    def _open(self) -> _Pool:
+        if self._pool is None:
+            self._resolver = self._resolver or _Resolver()
+            session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._limit,
                     ssl=self._context if self._context is not None else True,
                     keepalive_timeout=30,
                     ttl_dns_cache=10,
+                    resolver=self._resolver,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 auto_decompress=False,
                 headers={"User-Agent": "kubernetes-keystone", "Accept-Encoding": "identity"},
             )
-        return self._session
+            self._pool = _Pool(session)
+        return self._pool
+
+    def _give_up(self, pool: _Pool) -> None:
+        """Take no connection out of this pool any more.
+
+        What lies between may have forgotten all of them and told nobody (a firewall or load balancer that was
+        replaced): tried one after the other, each would cost somebody a deadline.
+        """
+        pool.given_up = True
+        if self._pool is pool:
+            self._pool = None
+
+    def _done(self, pool: _Pool) -> None:
+        pool.calls -= 1
+        if pool.given_up and not pool.calls:
+            task = asyncio.get_running_loop().create_task(pool.session.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def call(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None, attempts: int = 1
@@ -166,8 +251,11 @@ class Client:
     async def _once(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float
     ) -> Answer:
+        pool = self._open()
+        pool.calls += 1
+        answered = False
         try:
-            async with self._open().request(
+            async with pool.session.request(
                 method,
                 url,
                 headers=headers,
@@ -182,7 +270,9 @@ class Client:
                     if size > MAX_ANSWER:
                         raise CannotTell(f"{self._name} answered with more than {MAX_ANSWER} bytes")
                     parts.append(part)
-                return Answer(response.status, b"".join(parts))
+                answered = True
+                found = _REQUEST_ID.fullmatch(response.headers.get("X-Openstack-Request-Id", ""))
+                return Answer(response.status, b"".join(parts), found.group() if found else "")
         except asyncio.TimeoutError:
             raise CannotTell(f"{self._name} did not answer within {self._deadline:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:
@@ -193,11 +283,18 @@ class Client:
             raise _BrokenConnection(f"{self._name} closed the connection: {_short(error)}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise CannotTell(f"the call to {self._name} failed: {_short(error)}") from None
+        finally:
+            # Also where the caller's patience ended, which is a cancellation here.
+            if not answered:
+                self._give_up(pool)
+            self._done(pool)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        if self._pool is not None:
+            await self._pool.session.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 def _short(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from cryptography import x509
@@ -325,6 +325,7 @@ class Service:
         }
         self.configure(**changes)
         self.look_every = 0.1
+        self.inside: list[str] = []  # the beginning of a command that runs the rest somewhere
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "log"
 
@@ -348,8 +349,8 @@ class Service:
             )
             command = [sys.executable, "-c", wrapper.format(fds=descriptors), *command]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, env=environ, stderr=log, pass_fds=descriptors)
-        eventually(lambda: (self.process and self.process.poll() is not None) or self.is_up(), 10)
+            self.process = subprocess.Popen([*self.inside, *command], env=environ, stderr=log, pass_fds=descriptors)
+        eventually(lambda: (self.process and self.process.poll() is not None) or self.is_up(), 40)
         assert self.process.poll() is None, self.log
         return self
 
@@ -408,6 +409,36 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class Answer(NamedTuple):
+    """How long an answer to a review took, its HTTP status, and the review's status if there was one."""
+
+    seconds: float
+    code: int
+    status: dict[str, Any]
+
+
+def ask(service: Service, token: str) -> Answer:
+    """Have a token reviewed."""
+    began = time.monotonic()
+    code, body = service.post(token_review(token))
+    return Answer(time.monotonic() - began, code, json.loads(body)["status"] if code == 200 else {})
+
+
+def together(service: Service, tokens: Sequence[str]) -> list[Answer]:
+    """Have all of them reviewed at once, each over a connection of its own."""
+    answers: dict[int, Answer] = {}
+
+    def one(number: int, token: str) -> None:
+        answers[number] = ask(service, token)
+
+    threads = [threading.Thread(target=one, args=item) for item in enumerate(tokens)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answers[number] for number in range(len(tokens))]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,25 +15,10 @@ from keystone_authenticator.access_rules import AccessRules, UnusableRulesError,
 from keystone_authenticator.identity import ACCESS_RULES, Account, Group, Naming, UnusableIdentityError
 from keystone_authenticator.policy import Policy, Request
 from keystone_authenticator.reviews import AccessReview
+from tests.documents import table
 from tests.unit.authenticator.support import marks
 
-DOCUMENT = (Path(__file__).parents[3] / "docs" / "access-rules.md").read_text()
-
-
-def table(heading: str) -> list[list[str]]:
-    """The rows of the table whose first line begins so."""
-    lines = iter(DOCUMENT.splitlines())
-    for line in lines:
-        if line.startswith(heading):
-            break
-    next(lines)
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip().strip("`") for cell in line.split("|")[1:-1]])
-    assert len(rows) > 5
-    return rows
+DOCUMENT = "access-rules.md"
 
 
 def described(row: list[str]) -> tuple[Request, str]:
@@ -43,7 +27,7 @@ def described(row: list[str]) -> tuple[Request, str]:
     return Request(True, verb, namespace, group, resource, subresource, "", name, version), path
 
 
-REQUESTS = [described(row) for row in table("| Verb | API group")]
+REQUESTS = [described(row) for row in table(DOCUMENT, "| Verb | API group")]
 BY_PATH = {(request.verb, path): request for request, path in REQUESTS}
 
 
@@ -56,7 +40,7 @@ def test_the_path_of_a_request_is_the_documented_one(request_: Request, path: st
     assert spelled(api_path(request_)) == path
 
 
-@pytest.mark.parametrize(("rule", "verb", "path", "verdict"), table("| Rule | Verb"))
+@pytest.mark.parametrize(("rule", "verb", "path", "verdict"), table(DOCUMENT, "| Rule | Verb"))
 def test_the_verdict_on_a_rule_is_the_documented_one(rule: str, verb: str, path: str, verdict: str) -> None:
     on_resources = path.startswith(("/api/", "/apis/"))
     request = BY_PATH[verb, path] if on_resources else Request(False, verb, path=path)
@@ -64,7 +48,7 @@ def test_the_verdict_on_a_rule_is_the_documented_one(rule: str, verb: str, path:
 
 
 def test_the_verbs_of_a_method_are_the_documented_ones() -> None:
-    for method, verbs, other in table("| Method | Verbs"):
+    for method, verbs, other in table(DOCUMENT, "| Method | Verbs"):
         rules = AccessRules([f"{method} /**"])
         for verb in ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "bind", "*"):
             allowed = rules.allow(Request(True, verb, "dev", resource="pods", name="a", version="v1"))
