@@ -76,22 +76,12 @@ class Charmed(Cluster):
     def __init__(self, name: str = "control-plane-0", family: Family | None = None) -> None:
         binds = {"/snap/kube-apiserver/x1": setup.kubernetes(), "/snap/kubectl/x1": setup.kubernetes()}
         super().__init__("Charmed Kubernetes", name, binds)
-<<<<<<< HEAD
         self.tokens = family.tokens if family else cluster_tokens()
         self._family = family
         if family:
             self._authority = family.authority
             self.ca = family.authority.certificate
-=======
-        self.tokens = {
-            "admin": _cluster_token("admin", "admin", "system:masters"),
-            "kubelet": _cluster_token("kubelet-0", f"system:node:{NODE}", "system:nodes"),
-            "kube-controller-manager": _cluster_token("kube-controller-manager", "system:kube-controller-manager"),
-            "kube-scheduler": _cluster_token("kube-scheduler", "system:kube-scheduler"),
-            "kube-proxy": _cluster_token("kube-proxy", "system:kube-proxy"),
-        }
         self.authn_endpoint = ""
->>>>>>> layouts
 
     def _install(self) -> None:
         machine, address = self.machine, self.machine.address

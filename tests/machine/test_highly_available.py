@@ -29,6 +29,8 @@ POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {
 LEASE = ["--namespace=kube-system", "get", "lease", "kubernetes-keystone-restart"]
 PAUSE = 0.2
 
+pytestmark = pytest.mark.timeout(1800)  # three machines take their time on two cores
+
 
 class Call(NamedTuple):
     """One run of kubectl, in Unix times."""
