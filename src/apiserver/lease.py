@@ -16,8 +16,9 @@ says whether the Lease may be ours: written before it is taken, so that a charm 
 what it still holds at its next hook. A unit knows its own Lease by the name in it and goes on with it at once.
 
 Its time is longer than a restart with all its deadlines, for the one API server that this unit asks is down meanwhile;
-it is renewed before each restart. What no lock can do: a machine that stands still between that and its restart
-for longer than the Lease's time has a restart that others do not know of.
+it is renewed before each restart, and kept for a moment after it, in which a balancer sees that this one is back. What
+no lock can do: a machine that stands still between the renewal and its restart, for longer than the Lease's time, has a
+restart that the others do not know of.
 
 If the Lease cannot be asked for although the server is ready (403, an admission webhook, a time-out), then nothing
 is added, and a later hook tries again. Taking our flags out goes on without it after a few attempts: a server whose
@@ -105,7 +106,7 @@ class Turn:
         self._announce = announce
         self._patience = patience
         self._record = _Record(layout.place.lease)
-        self._told = False
+        self._told = self._taken = False
         unit, host = layout.place.unit, socket.gethostname()
         self.name = f"{unit} on {host}" if unit else host
 
@@ -113,10 +114,12 @@ class Turn:
         """Ask for nothing yet."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None = None, *_: object) -> None:
         """Give back what is ours, be it from a call before this one that was killed."""
         if not self.held:
             return
+        if self._taken and failure is None:
+            time.sleep(self._patience.settled)
         try:
             self._give_back()
         except Unasked as error:
@@ -147,6 +150,7 @@ class Turn:
                 other = self._attempt()
                 asked = _now()
                 if other is None:
+                    self._taken = True
                     return seen is not None
                 if seen is None or (seen.uid, seen.version) != (other.uid, other.version):
                     seen, changed = other, asked

@@ -234,6 +234,8 @@ class Patience:
     """for those of several units, one after the other"""
     lease: float = 420
     """a unit that died with its turn holds the others up for so long: `restart`, `ready`, `token`, and some"""
+    settled: float = 5
+    """after a restart in our turn, until a balancer in front of the API servers has noticed that this one is back"""
     between: float = 1
     """from one attempt to the next"""
 

@@ -23,7 +23,7 @@ from testbed.control import ControlPlane
 from tests.unit.apiserver.support import Tree
 from tests.unit.apiserver.test_lease import CONTENDER
 
-SHORT = Patience(already=0.5, turn=0.5, turns=10, between=0.05)
+SHORT = Patience(already=0.5, turn=0.5, turns=10, settled=0, between=0.05)
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 
 

@@ -26,7 +26,7 @@ from apiserver.charmed import Charmed
 from apiserver.lease import Held, Turn, Unasked
 from tests.unit.apiserver.support import TOKEN, Tree, free_port
 
-SHORT = Patience(already=0.2, turn=0.2, turns=10, between=0.01)
+SHORT = Patience(already=0.2, turn=0.2, turns=10, settled=0, between=0.01)
 LONG = replace(SHORT, already=20, turn=20, turns=40)
 
 
@@ -246,6 +246,17 @@ def test_a_turn_that_takes_longer_is_renewed(cluster: Cluster, clock: Clock) -> 
     assert cluster.lease["spec"]["acquireTime"] == acquired
     assert cluster.lease["spec"]["renewTime"] > renewed
     assert cluster.holder == "kubernetes-keystone/1"
+
+
+def test_a_turn_lasts_until_a_balancer_has_seen_the_server_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders: list[tuple[float, str]] = []
+    with turn(cluster.unit(1), replace(SHORT, settled=5)) as mine:
+        mine.take()
+        monkeypatch.setattr(time, "sleep", lambda seconds: holders.append((seconds, cluster.holder)))
+    assert holders == [(5, "kubernetes-keystone/1")]
+    assert cluster.lease is None
 
 
 # ---- a holder that died
@@ -470,7 +481,7 @@ from apiserver.charmed import Charmed
 from apiserver.lease import Turn
 root, number, reader, inside = sys.argv[1:]
 layout = Charmed(Place(Path(root), reader, f"kubernetes-keystone/{number}"))
-patience = Patience(already=20, turn=60, turns=120, lease=10, between=0.01)
+patience = Patience(already=20, turn=60, turns=120, settled=0, lease=10, between=0.01)
 turns = 0
 while turns < 5:
     with Turn(layout, lambda _: None, patience) as turn:
