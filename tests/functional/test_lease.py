@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from testbed.control import ControlPlane
 
 import apiserver
 from apiserver import NotOurTurn, Patience, lease
 from apiserver.charmed import Charmed
 from apiserver.lease import Turn, Unasked
-from testbed.control import ControlPlane
 from tests.unit.apiserver.support import Tree
 from tests.unit.apiserver.test_lease import CONTENDER
 
