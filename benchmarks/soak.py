@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,16 +54,22 @@ ADMIN = Identity("cluster-admin", "admin", ("system:masters",), ())
 MORE_MEMORY = 8.0  # MB
 MORE_DESCRIPTORS = 4
 MORE_THREADS = 4  # an executor makes its own when they are wanted at the same time, six at most
+MOST_SILENT = 0.3
 MORE_P99 = 3.0  # times, on a machine that does other things as well
 LEAST_P99 = 10.0  # ms, below which nothing is called unsteady
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A slice and what was left after it: answers by kind (right and not), p99 in ms, MB, and open descriptors."""
+    """A slice and what was left after it: answers by kind (right and not), p99 in ms, MB, and open descriptors.
+
+    `silent`: a call to Keystone ended without an answer, after 4 s; then valid users whose grace is over, two seconds
+    here, are rightly told that nothing can be told.
+    """
 
     answered: dict[str, int]
     not_right: dict[str, int]
+    silent: bool
     p99: dict[str, float]
     memory: float
     descriptors: int
@@ -84,6 +91,9 @@ def problems(samples: Sequence[Sample], log: str) -> list[str]:
             found.append(f"{bad} answers to {kind} were not right")
         if not sum(sample.answered[kind] for sample in samples):
             found.append(f"there was no answer to {kind}")
+    silent = sum(sample.silent for sample in samples)
+    if silent > len(samples) * MOST_SILENT:
+        found.append(f"Keystone gave no answers in {silent} of {len(samples)} slices: the machine is too busy for this")
     parts = fifths(samples)
     second, last = parts[1], parts[4]
     before, after = (median(sample.memory for sample in part) for part in (second, last))
@@ -122,6 +132,7 @@ class Soak:
     def __init__(self, files: Files, keystone: Keystone, client: Path, server: Server) -> None:
         self._files, self._keystone, self._client, self._server = files, keystone, client, server
         self._slice = 0
+        self._failures = 0.0
 
     def slice(self, seconds: float) -> Sample:
         """Let all clients work, disturb them, and look at what is left."""
@@ -150,14 +161,25 @@ class Soak:
         self._slice += 1
         time.sleep(0.5)
         pid = f"/proc/{self._server.pid}"
+        failures, before = self._failed_calls(), self._failures
+        silent, self._failures = failures > before, failures
         return Sample(
             {kind: one["total"] for kind, one in told.items()},
-            {kind: one["refused"] + one["wrong"] + one["failed"] for kind, one in told.items()},
+            {kind: one["wrong"] + one["failed"] + (0 if silent else one["refused"]) for kind, one in told.items()},
+            silent,
             {kind: one["p99"] for kind, one in told.items()},
             self._server.memory(),
             len(list(Path(pid, "fd").iterdir())),
             len(list(Path(pid, "task").iterdir())),
         )
+
+    def _failed_calls(self) -> float:
+        """How many calls to Keystone ended without a verdict until now."""
+        settings = json.loads((self._files.folder / f"settings-{self._server.port}.json").read_text())
+        with urllib.request.urlopen(f"http://{settings['private_listen']}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = 'kubernetes_keystone_call_failures_total{service="keystone"}'
+        return next(float(line.split()[1]) for line in lines if line.startswith(wanted))
 
     def _disturb(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -271,6 +293,9 @@ def run(minutes: float) -> int:
     total = {kind: sum(sample.answered[kind] for sample in samples) for kind in CLIENTS}
     print(f"{sum(total.values()):,} reviews: " + ", ".join(f"{count:,} {kind}" for kind, count in total.items()))
     print(table(samples, seconds))
+    print(
+        f"Keystone was silent for longer than the grace in {sum(one.silent for one in samples)} of {len(samples)} slices"
+    )
     found = problems(samples, log)
     print("\n".join(f"NOT AS IT SHOULD BE: {one}" for one in found) or "flat, steady, and every answer right")
     return 1 if found else 0
