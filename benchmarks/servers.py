@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import HERE, SOURCE
 from testbed import setup
+from testbed.apiserver import ApiServer
 from testbed.cache import TestbedError
 from testbed.certificates import Authority
-from testbed.control import ControlPlane
 from testbed.keystone import Keystone
 from testbed.processes import free_port, process
 
@@ -197,7 +197,7 @@ def empty_in_go(files: Files, answer: bytes) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def api_server(files: Files, webhook: Server, version: str) -> Iterator[ControlPlane]:
+def api_server(files: Files, webhook: Server, version: str) -> Iterator[ApiServer]:
     """Run a kube-apiserver that asks this webhook about every token, each time."""
     user = {}
     if webhook.mutual:
@@ -217,10 +217,10 @@ def api_server(files: Files, webhook: Server, version: str) -> Iterator[ControlP
         )
     )
     flags = (
-        f"--authentication-token-webhook-config-file={kubeconfig}",
-        f"--authentication-token-webhook-version={version}",
-        "--authentication-token-webhook-cache-ttl=0s",
-        "--enable-priority-and-fairness=false",  # it would queue what is to be measured
+        f"authentication-token-webhook-config-file={kubeconfig}",
+        f"authentication-token-webhook-version={version}",
+        "authentication-token-webhook-cache-ttl=0s",
+        "enable-priority-and-fairness=false",  # it would queue what is to be measured
     )
-    with ControlPlane(flags) as control:
-        yield control
+    with ApiServer(*flags) as server:
+        yield server

@@ -293,9 +293,7 @@ def run(minutes: float) -> int:
     total = {kind: sum(sample.answered[kind] for sample in samples) for kind in CLIENTS}
     print(f"{sum(total.values()):,} reviews: " + ", ".join(f"{count:,} {kind}" for kind, count in total.items()))
     print(table(samples, seconds))
-    print(
-        f"Keystone was silent for longer than the grace in {sum(one.silent for one in samples)} of {len(samples)} slices"
-    )
+    print(f"in {sum(one.silent for one in samples)} of {len(samples)} slices Keystone gave no answer in time")
     found = problems(samples, log)
     print("\n".join(f"NOT AS IT SHOULD BE: {one}" for one in found) or "flat, steady, and every answer right")
     return 1 if found else 0

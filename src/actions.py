@@ -6,6 +6,7 @@ process list shows and which are bounded in length: no key or token is among the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
@@ -21,7 +22,7 @@ from config import CharmConfig
 from errors import Blocked, ConfigError
 from files import Places
 
-MISSES_SHOWN = 50
+LINES_SHOWN = 50
 
 
 def _words(value: object) -> object:
@@ -31,21 +32,33 @@ def _words(value: object) -> object:
 Words = Annotated[list[str], pydantic.BeforeValidator(_words)]
 
 
+class AccessRule(pydantic.BaseModel, frozen=True):
+    """One of Keystone's access rules; it may have an ID as well."""
+
+    service: str
+    method: str
+    path: str
+
+
 class Access(pydantic.BaseModel, frozen=True):
     """The parameters of check-access."""
 
     user: str
+    user_id: str | None = None
     domain: str | None = None
     project: str | None = None
     project_name: str | None = None
+    project_domain: str | None = None
     roles: Words = []
     groups: Words = []
     verb: str = "get"
     resource: str = ""
     namespace: str = ""
     api_group: str = ""
+    api_version: str = ""
     name: str = ""
     path: str = ""
+    access_rules: str = ""
 
 
 def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
@@ -58,7 +71,7 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     """
     if not config.policy.strip():
         raise ConfigError("policy", "is empty, so RBAC alone decides and there is nothing to reload")
-    policy = authenticator.validate_policy(places, config.policy)
+    policy = authenticator.validate_policy(places, config)
     if not authenticator.in_force(places).policy:
         raise Blocked("no policy is in force on this unit yet; its status says why")
     before = places.policy.read_bytes()
@@ -71,7 +84,20 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     except (WorkloadError, ConfigError):
         files.write(places.policy, before, 0o640, authenticator.group())
         raise
-    return {"hash": str(status.policy.hash), "rules": status.policy.rules, "loaded": str(status.policy.loaded)}
+    results: dict[str, str | int] = {"hash": str(status.policy.hash), "rules": status.policy.rules}
+    results["loaded"] = str(status.policy.loaded)
+    return results | _listed("warnings", policy.warnings)
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """So many lines as people read, and how many more there are."""
+    more = [f"and {len(lines) - LINES_SHOWN} more"] if len(lines) > LINES_SHOWN else []
+    return [*lines[:LINES_SHOWN], *more]
+
+
+def _listed(name: str, lines: Sequence[str]) -> dict[str, str | int]:
+    """A result of several lines; none if there are none."""
+    return {name: "\n".join(shortened(lines))} if lines else {}
 
 
 def check_access(places: Places, access: Access) -> dict[str, str | int]:
@@ -79,22 +105,27 @@ def check_access(places: Places, access: Access) -> dict[str, str | int]:
     if bool(access.resource) == bool(access.path):
         raise Blocked("give either resource= (such as pods) or path= (such as /healthz)")
     resource, _, subresource = access.resource.partition("/")
-    request = access.model_dump(include={"user", "domain", "project", "project_name", "roles", "groups", "verb"})
+    who = {"user", "user_id", "domain", "project", "project_name", "project_domain", "roles", "groups", "verb"}
+    request = access.model_dump(include=who)
+    if access.access_rules.strip():
+        try:
+            rules = pydantic.TypeAdapter(list[AccessRule]).validate_json(access.access_rules)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["access-rules", *map(str, first["loc"])])
+            example = '[{"service": "kubernetes", "method": "GET", "path": "/**"}]'
+            raise Blocked(f"{where}: {first['msg']}; expected JSON such as {example}") from None
+        request["access_rules"] = [rule.model_dump() for rule in rules]
     if access.path:
         request["path"] = access.path
     else:
         request |= {"resource": resource, "subresource": subresource, "api_group": access.api_group}
-        request |= {"namespace": access.namespace, "name": access.name}
+        request |= {"namespace": access.namespace, "name": access.name, "api_version": access.api_version}
     verdict = authenticator.explain(places, request)
     results: dict[str, str | int] = {"allowed": str(verdict.allowed).lower(), "reason": verdict.reason}
     if verdict.item is not None:
         results["item"] = verdict.item
-    misses = [f"item {miss.item}: {miss.reason}" for miss in verdict.misses[:MISSES_SHOWN]]
-    if len(verdict.misses) > MISSES_SHOWN:
-        misses.append(f"and {len(verdict.misses) - MISSES_SHOWN} more")
-    if misses:
-        results["misses"] = "\n".join(misses)
-    return results
+    return results | _listed("misses", [f"item {miss.item}: {miss.reason}" for miss in verdict.misses])
 
 
 def show_webhook_config(places: Places, place: apiserver.Place, config: CharmConfig) -> dict[str, str | int]:

@@ -164,13 +164,14 @@ def install(places: Places) -> None:
                 shutil.rmtree(old)
 
 
-def validate_policy(places: Places, text: str) -> Policy:
-    """Have the shipped authenticator check a policy.
+def validate_policy(places: Places, config: CharmConfig) -> Policy:
+    """Have the shipped authenticator check the policy option, for the mode that the options set.
 
     Raises:
         ConfigError: it is not valid; the text names line, item and reason of the first error.
     """
-    done = _run_cli(_shipped_program(places), ["validate-policy", "-"], text)
+    mode = ["--upstream-compatible"] if config.names_upstream_way else []
+    done = _run_cli(_shipped_program(places), ["validate-policy", *mode, "-"], config.policy)
     if done.returncode not in {0, 1}:
         raise WorkloadError(f"the authenticator cannot check a policy: {_last_line(done.stderr)}")
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -123,8 +123,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
         config = load(self)
-        policy = authenticator.validate_policy(self.places, config.policy) if config.policy.strip() else None
-        for warning in policy.warnings if policy else ():
+        policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
+        for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         if layout is not None:

@@ -169,7 +169,7 @@ def upstream() -> Path:
     """Give the folder with `k8s-keystone-auth`, the upstream authenticator that ours is compared with.
 
     The program is `setup.upstream() / "k8s-keystone-auth"`: static, needs no library. It is built at the first call,
-    not by `python3 -m testbed setup`: only benchmarks and one test of the machine need it.
+    not by `python3 -m testbed setup`: benchmarks need it, and the tests that compare the two.
     """
     return cache.artefact(
         f"upstream-{UPSTREAM_VERSION}-{_digest((BUILDS / 'upstream' / 'go.sum').read_bytes())}",

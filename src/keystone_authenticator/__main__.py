@@ -8,11 +8,13 @@ import contextlib
 import logging
 import resource
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keystone_authenticator import __version__, document, policy, settings
-from keystone_authenticator.identity import Naming, Subject, by_id, by_name
+from keystone_authenticator import __version__, access_rules, document, policy, settings
+from keystone_authenticator.identity import Naming, Subject, by_id, by_name, is_reserved
 from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.settings import SettingsError
 
@@ -28,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in JSON")
     validate = commands.add_parser("validate-policy", help="check a policy in YAML or JSON")
     validate.add_argument("file", metavar="FILE", help="the policy, or - for standard input")
+    validate.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
     explain = commands.add_parser(
         "explain", help="say which item of the policy decides a request (JSON on standard input)"
     )
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "serve":
             return _serve(options.config)
         if options.command == "validate-policy":
-            return _validate(options.file)
+            return _validate(options.file, options.upstream_compatible)
         return _explain(options.config)
     except (SettingsError, _UsageError) as error:
         print(f"keystone-authenticator: {error}", file=sys.stderr)
@@ -139,8 +142,8 @@ def _read_input(name: str) -> bytes:
         raise _UsageError(f"{name}: {error.strerror}") from None
 
 
-def _validate(name: str) -> int:
-    checked = policy.check(_read_input(name))
+def _validate(name: str, upstream_compatible: bool) -> int:
+    checked = policy.check(_read_input(name), upstream_compatible)
     _print(
         {
             "valid": checked.items is not None,
@@ -154,21 +157,39 @@ def _validate(name: str) -> int:
 
 
 _QUESTION_TEXTS = (
-    "user",
-    "domain",
-    "project",
-    "project_name",
-    "verb",
-    "namespace",
-    "resource",
-    "subresource",
-    "api_group",
-    "name",
-    "path",
+    *("user", "user_id", "domain", "project", "project_name", "project_domain", "verb", "namespace", "resource"),
+    *("subresource", "api_group", "api_version", "name", "path"),
 )
 
 
-def _question() -> tuple[dict[str, str], list[str], list[str]]:
+@dataclass(frozen=True)
+class _Question:
+    """Who wants to do what; `access_rules` None: by a token that may do all that its user may."""
+
+    texts: Mapping[str, str]
+    roles: Sequence[str]
+    groups: Sequence[str]
+    access_rules: Sequence[Mapping[str, Any]] | None
+
+    @property
+    def request(self) -> policy.Request:
+        texts = self.texts
+        if texts["path"]:
+            return policy.Request(False, texts["verb"], path=texts["path"])
+        return policy.Request(
+            True,
+            texts["verb"],
+            texts["namespace"],
+            texts["api_group"],
+            texts["resource"],
+            texts["subresource"],
+            "",
+            texts["name"],
+            texts["api_version"],
+        )
+
+
+def _question() -> _Question:
     try:
         question = document.decode(sys.stdin.buffer.read())
     except document.NotJson as error:
@@ -187,65 +208,141 @@ def _question() -> tuple[dict[str, str], list[str], list[str]]:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise _UsageError(f"{key}: must be a list of texts")
         lists.append(values)
+    # An ID in the user's place is one: names of 32 or 64 hex digits are nobody's in a policy.
+    if policy.is_id(texts["user"]) and not texts["user_id"]:
+        texts["user_id"], texts["user"] = texts["user"], ""
+    rules = question.pop("access_rules", None)
     if question:
         raise _UsageError(f"{next(iter(question))}: unknown key")
+    if rules is not None and not (isinstance(rules, list) and all(map(_is_rule, rules))):
+        raise _UsageError("access_rules: must be a list of objects with service, method and path, all texts")
     if not texts["verb"]:
         raise _UsageError("verb: is missing")
-    if not texts["path"] and not texts["resource"]:
-        raise _UsageError("resource or path: one of them is needed")
-    return texts, lists[0], lists[1]
+    if bool(texts["path"]) is bool(texts["resource"]):
+        raise _UsageError("resource or path: one of them is needed, and not both")
+    return _Question(texts, lists[0], lists[1], rules)
 
 
-def _subject(naming: Naming, texts: dict[str, str], roles: list[str], groups: list[str]) -> Subject:
-    """The user of the question, as a review would name it; names and IDs are told apart as in a policy."""
-    domain = texts["domain"] or naming.default_domain
-    user, project, project_name = texts["user"], texts["project"], texts["project_name"]
+def _is_rule(rule: Any) -> bool:
+    return isinstance(rule, dict) and all(isinstance(rule.get(key), str) for key in ("service", "method", "path"))
+
+
+def _subject(naming: Naming, question: _Question) -> Subject:
+    """The user of the question, as a review would name it; names and IDs are told apart as in a policy.
+
+    Raises:
+        _NoSuchUser: no token would be taken for this user's.
+
+    """
+    texts, roles = question.texts, question.roles
+    user, user_id, project, project_name = (texts[key] for key in ("user", "user_id", "project", "project_name"))
+    rules: tuple[str, ...] | None = None
+    if question.access_rules is not None:
+        try:
+            rules = access_rules.about_kubernetes(question.access_rules)
+        except access_rules.UnusableRulesError as error:
+            raise _NoSuchUser(f"the application credential {error}: its tokens are refused") from None
     if naming.upstream_compatible:
+        if rules is not None:
+            raise _NoSuchUser("access rules are not honoured in upstream-compatible mode: such tokens are refused")
+        if is_reserved(user):
+            raise _NoSuchUser(f"the user name {user!r} is reserved: its tokens are refused")
+        members = [group for group in question.groups if not is_reserved(group)]
         return Subject(
-            frozenset((user,)),
-            frozenset((*groups, project)) - {""},
+            frozenset((user, user_id)) - {""},
+            frozenset((*members, project, _AUTHENTICATED)) - {""},
             frozenset((project, project_name)) - {""},
             frozenset(roles),
         )
-    users = {by_id(user)} if policy.is_id(user) else {naming.user(user, domain)}
-    projects = ({by_id(project)} if project else set()) | ({by_name(project_name, domain)} if project_name else set())
-    members = {naming.group(group, domain) for group in groups}
+    domain = texts["domain"] or naming.default_domain
+    users = {by_id(user_id)} if user_id else set()
+    if user:
+        users.add(naming.user(*policy.in_domain(user, domain)))
+    projects = {by_id(project)} if project else set()
+    if project_name:
+        projects.add(by_name(*policy.in_domain(project_name, texts["project_domain"] or domain)))
+    groups = {_AUTHENTICATED}
+    if rules is None:
+        groups |= {naming.group(*policy.in_domain(group, domain)) for group in question.groups}
     if project:
-        members |= {naming.project(project), *(naming.role(project, role) for role in roles)}
-    return Subject(frozenset(users), frozenset(members), frozenset(projects), frozenset(roles))
+        groups |= {naming.project(project), *(naming.role(project, role) for role in roles)}
+    return Subject(frozenset(users), frozenset(groups), frozenset(projects), frozenset(roles), rules)
+
+
+# What every API server adds to the groups of whoever has a token.
+_AUTHENTICATED = "system:authenticated"
+
+
+class _NoSuchUser(Exception):
+    """Nobody can have a token that makes this user; the message says why."""
+
+
+def _left_out(items: Sequence[Mapping[str, Any]], question: _Question) -> str:
+    """What the question does not tell, where the policy would look at it."""
+    named: set[tuple[str, bool]] = set()
+    for item in items:
+        named |= {("project", policy.is_id(value)) for value in (item.get("users") or {}).get("projects") or ()}
+        for entry in item.get("match") or ():
+            named |= {(entry["type"], policy.is_id(value)) for value in entry["values"] if value != "*"}
+    told = ""
+    for kind, by_its_id, key in (
+        ("project", False, "project_name"),
+        ("project", True, "project"),
+        ("user", False, "user"),
+        ("user", True, "user_id"),
+    ):
+        if (kind, by_its_id) in named and not question.texts[key]:
+            told += (
+                f"; no {key.replace('_', '-')} was given, and an item names a {kind} by {'ID' if by_its_id else 'name'}"
+            )
+    return told
 
 
 def _explain(config: Path) -> int:
     found, _ = settings.load(config)
-    texts, roles, groups = _question()
-    if found.policy is None:
-        _print({"allowed": False, "item": None, "reason": "there is no policy; RBAC decides", "misses": []})
-        return 0
+    question = _question()
+    answer: dict[str, Any] = {
+        "allowed": False,
+        "item": None,
+        "reason": "there is no policy; RBAC decides",
+        "misses": [],
+    }
     naming = Naming(found.default_domain, found.upstream_compatible)
-    checked = policy.check(_read_input(str(found.policy)), naming.upstream_compatible)
-    if checked.items is None:
-        raise _UsageError(f"{found.policy}: {checked.errors[0]}")
-    if texts["path"]:
-        request = policy.Request(False, texts["verb"], path=texts["path"])
-    else:
-        request = policy.Request(
-            True,
-            texts["verb"],
-            texts["namespace"],
-            texts["api_group"],
-            texts["resource"],
-            texts["subresource"],
-        )
-    explanation = policy.Policy(checked.items, naming).explain(_subject(naming, texts, roles, groups), request)
-    _print(
-        {
+    if found.policy is not None:
+        checked = policy.check(_read_input(str(found.policy)), naming.upstream_compatible)
+        if checked.items is None:
+            raise _UsageError(f"{found.policy}: {checked.errors[0]}")
+        try:
+            subject = _subject(naming, question)
+        except _NoSuchUser as error:
+            _print({**answer, "reason": str(error)})
+            return 0
+        explanation = policy.Policy(checked.items, naming).explain(subject, question.request)
+        answer = {
             "allowed": explanation.allowed,
             "item": explanation.item,
             "reason": explanation.reason,
             "misses": [{"item": item, "reason": reason} for item, reason in explanation.misses],
         }
-    )
+        if not explanation.allowed:
+            answer["reason"] += _left_out(checked.items, question)
+        elif subject.access_rules is not None:
+            answer |= _by_rules(subject.access_rules, explanation.item, question.request)
+    if found.authorization_backend is not None:
+        answer["reason"] += f"; but it is {found.authorization_backend.url} that decides, by a policy of its own"
+    _print(answer)
     return 0
+
+
+def _by_rules(texts: Sequence[str], item: int | None, request: policy.Request) -> dict[str, Any]:
+    """What an application credential's rules say to a request that an item of the policy allows."""
+    path = request.path if not request.resource_request else access_rules.api_path(request)
+    for text in texts:
+        if access_rules.AccessRules([text]).allow(request):
+            return {"reason": f"item {item} allows it, and so does the access rule {text}"}
+    asked = f"{request.verb} {path.replace(access_rules.UNKNOWN, '?')}" if path else "this, which is no single path"
+    reason = f"item {item} would allow it, but no access rule of the application credential covers {asked}"
+    return {"allowed": False, "item": None, "reason": reason}
 
 
 if __name__ == "__main__":

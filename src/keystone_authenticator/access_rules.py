@@ -33,7 +33,7 @@ _WITHOUT_NAME = frozenset(("list", "watch", "deletecollection"))
 _DOORS = {"exec": "/exec", "attach": "/attach", "portforward": "/portforward", "proxy": "/proxy/**"}
 _WILDCARD = re.compile(r"\{[^{}]*\}|\*\*?")
 # Stands for a version that a review does not name: wildcards match it, and no letter does.
-_UNKNOWN = "\0"
+UNKNOWN = "\0"
 
 
 class UnusableRulesError(Exception):
@@ -141,7 +141,7 @@ def api_path(request: Request) -> str | None:
         return None
     if "/" in request.api_group or "/" in request.version or request.api_group == "*":
         return None
-    version = _UNKNOWN if request.version in ("", "*") else request.version
+    version = UNKNOWN if request.version in ("", "*") else request.version
     parts = ["/apis", request.api_group, version] if request.api_group else ["/api", version]
     # Namespaces are asked about with their own name as the namespace, but do not lie in themselves.
     if request.namespace and (request.api_group or request.resource != "namespaces"):

@@ -82,7 +82,8 @@ def _acceptable(identity: Identity) -> Identity:
         len(extra.get(key, ())) != 1 or not extra[key][0] for key in (PROJECT_ID, USER_DOMAIN_ID)
     ):
         raise Refused("the authentication backend's user has no UID, or no project and domain in extra")
-    if ROLES not in extra:
+    # As of Keystone's own: where all roles were taken away, it may be said that the token is good.
+    if not extra.get(ROLES):
         raise Refused("the authentication backend's user has no roles in extra")
     groups = tuple(group for group in identity.groups if not is_reserved(group))
     return Identity(identity.username, identity.uid, groups, identity.extra)

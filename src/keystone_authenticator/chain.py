@@ -224,14 +224,19 @@ def claims_to_be_ours(verdict: Verdict) -> str | None:
     identity = verdict.identity
     if identity is None:
         return None
-    if identity.username.startswith(PREFIX):
+    if _ours(identity.username):
         return "its user name begins like one of Keystone's"
-    if any(group.startswith(PREFIX) for group in identity.groups):
+    if any(map(_ours, identity.groups)):
         return "one of its groups begins like one of Keystone's"
     # The API server lowers the case of extra keys nowhere on this way, but policies of others may.
     if any(key.casefold().startswith(EXTRA_PREFIX) for key, _ in identity.extra):
         return "its extra has a key that only Keystone users have"
     return None
+
+
+def _ours(name: str) -> bool:
+    # White space around a name is lost in the headers by which an API server passes a user on to aggregated ones.
+    return name.strip().casefold().startswith(PREFIX)
 
 
 class ChainedWebhook:

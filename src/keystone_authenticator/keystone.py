@@ -78,10 +78,15 @@ class Keystone:
             raise Refused(f"Keystone answered {answer.status}{_by_id(answer)}: {_error_message(answer)}")
         if answer.status != 200:
             raise CannotTell(f"Keystone answered with status {answer.status}{_by_id(answer)}")
+        # An odd answer of Keystone's own is this token's alone: counted as an outage, its holder could cause one.
+        odd = False
         try:
-            return _valid_token(_object(document.decode(answer.body), "token"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CannotTell(f"Keystone's answer about a token was not understood ({type(error).__name__})") from None
+            token_body = _object(document.decode(answer.body), "token")
+            odd = True
+            return _valid_token(token_body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"Keystone's answer about a token was not understood ({type(error).__name__})"
+            raise CannotTell(reason, single=odd) from None
 
     async def memberships(self, token: str, user_id: str) -> Memberships:
         """Ask Keystone for the groups of the token's holder.
@@ -190,6 +195,8 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         scope = next((name for name in ("domain", "system") if token.get(name)), None)
         kind = f"scoped to a {scope}" if scope else "unscoped"
         raise Refused(f"the token of the user {user_id} is {kind}, only project scope counts")
+    if token.get("is_domain"):
+        raise Refused(f"the token of the user {user_id} is scoped to a domain as if it were a project")
     rules: tuple[str, ...] | None = None
     # An empty list is a list: such a credential is good for nothing.
     if credential is not None and credential.get("access_rules") is not None:
@@ -211,5 +218,9 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         application_credential_id=_text(credential, "id") if credential is not None else None,
         access_rules=rules,
     )
+    # Keystone gives nobody a token without a role, but validates one whose roles were all taken away since, where it
+    # kept no revocation of it: members of a federated group, say.
+    if not account.roles:
+        raise Refused(f"the user {user_id} has no role in the project {account.project_id} any more")
     expires = token["expires_at"]
     return ValidToken(account, _time(_text(token, "expires_at")) if expires is not None else float("inf"))

@@ -16,14 +16,15 @@ with that ID, as upstream has it. This module knows nothing of HTTP or reviews' 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from keystone_authenticator import document
-from keystone_authenticator.identity import Naming, Subject, by_id, by_name
+from keystone_authenticator.identity import PREFIX, Naming, Subject, by_id, by_name
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
@@ -41,6 +42,9 @@ _RESOURCE_VERBS = frozenset(
     )
 )
 _PATH_VERBS = frozenset(["get", "head", "post", "put", "patch", "delete", "options", "connect"])
+# Most values: what nothing can be wrong with.
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,31}\Z")
+_DASHED_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _HEX_ID = re.compile(r"(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{64})\Z")
 
 _T = TypeVar("_T")
@@ -51,6 +55,16 @@ Lines = dict[tuple[int | str, ...], int]
 def is_id(value: str) -> bool:
     """Whether a policy's value is taken for an ID: 32 or 64 hex digits."""
     return _HEX_ID.match(value) is not None
+
+
+def in_domain(value: str, default_domain: str) -> tuple[str, str]:
+    """A policy's `name` or `name@<domain ID>`, as the name and the domain's ID."""
+    left, at, right = value.rpartition("@")
+    # Domain IDs are hex digits but for `default`: an e-mail address is a user's name, not somebody in a domain
+    # example.com.
+    if at and left and (is_id(right) or right in ("default", default_domain)):
+        return left, right
+    return value, default_domain
 
 
 @dataclass(frozen=True)
@@ -135,9 +149,63 @@ def read(text: bytes) -> tuple[Any, Lines]:
     if len(text) > MAX_BYTES:
         raise PolicyError([Problem(None, None, None, f"longer than {MAX_BYTES} bytes")])
     try:
-        return document.decode(text), {}
+        data = document.decode(text)
     except document.NotJson:
         return _read_yaml(text)
+    _refuse_doubled_keys(text)
+    return data, {}
+
+
+class _Doubled(dict[str, Any]):
+    """An object of JSON in which a key stands twice."""
+
+    key = ""
+
+
+def _refuse_doubled_keys(text: bytes) -> None:
+    """Parsers disagree about a key that stands twice: upstream merges both, most take the last.
+
+    Raises:
+        PolicyError: there is one.
+
+    """
+    found: list[_Doubled] = []
+
+    def seen(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) == len(pairs):
+            return made
+        doubled = _Doubled(made)
+        doubled.key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        found.append(doubled)
+        return doubled
+
+    try:
+        data = json.loads(text, object_pairs_hook=seen)
+    except RecursionError:
+        raise PolicyError([Problem(None, None, None, "nested too deeply")]) from None
+    for item, entry in enumerate(data if isinstance(data, list) and found else (), 1):
+        problems = [Problem(item, None, path, _twice(key)) for path, key in _doubled_keys(entry, "")]
+        if problems:
+            raise PolicyError(problems)
+    if found:
+        raise PolicyError([Problem(None, None, found[0].key, _twice(found[0].key))])
+
+
+def _twice(key: str) -> str:
+    return f"the key {key!r} stands here twice"
+
+
+def _doubled_keys(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The keys that stand twice in a value, each with its path."""
+    if isinstance(value, _Doubled):
+        yield f"{path}{value.key}", value.key
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _doubled_keys(inner, f"{path}{key}.")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value, 1):
+            yield from _doubled_keys(inner, f"{path.removesuffix('.')}[{number}].")
 
 
 def _read_yaml(text: bytes) -> tuple[Any, Lines]:
@@ -161,7 +229,8 @@ def _read_yaml(text: bytes) -> tuple[Any, Lines]:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         # What libyaml says of an alias without a name, which is what a bare `*` is to it.
         bare = "alias" in reason or "alphabetic or numeric" in reason
-        hint = " (a `*` that stands alone needs quotes)" if bare else ""
+        hint = " (what begins with `*` needs quotes)" if bare else ""
+        hint = " (YAML is indented by spaces, not by tabs)" if "cannot start any token" in reason else hint
         raise PolicyError([Problem(None, mark.line + 1 if mark else None, None, f"not YAML: {reason}{hint}")]) from None
     except ValueError as error:
         raise PolicyError([Problem(None, None, None, f"not a text in UTF-8: {error}")]) from None
@@ -189,7 +258,7 @@ def _plain(node: Any, path: tuple[int | str, ...], lines: Lines, budget: list[in
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             key_line = key_node.start_mark.line + 1
             if key is None or key in mapping:
-                reason = "a key must be a text" if key is None else f"the key {key!r} stands here twice"
+                reason = "a key must be a text" if key is None else _twice(key)
                 item = path[0] + 1 if path and isinstance(path[0], int) else None
                 raise PolicyError([Problem(item, key_line, key, reason)])
             mapping[key] = _plain(value_node, (*path, key), lines, budget)
@@ -203,11 +272,14 @@ def _plain(node: Any, path: tuple[int | str, ...], lines: Lines, budget: list[in
 
 
 class _Checker:
-    def __init__(self, lines: Lines, upstream_compatible: bool | None) -> None:
+    def __init__(self, lines: Lines, upstream_compatible: bool) -> None:
         self.lines = lines
         self.upstream_compatible = upstream_compatible
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
+        # Items of which something means nobody or allows nothing, and where each role is named.
+        self.suspects: set[int] = set()
+        self.roles: dict[str, list[tuple[int | str, ...]]] = {}
 
     def _problem(self, path: tuple[int | str, ...], reason: str) -> Problem:
         line = None
@@ -227,6 +299,11 @@ class _Checker:
 
     def warn(self, path: tuple[int | str, ...], reason: str) -> None:
         self.warnings.append(self._problem(path, reason))
+
+    def void(self, path: tuple[int | str, ...], reason: str) -> None:
+        """Warn of what means nobody or allows nothing."""
+        self.warn(path, reason)
+        self.suspects.add(int(path[0]))
 
     def texts(self, value: object, path: tuple[int | str, ...], what: str) -> list[str]:
         if not isinstance(value, list):
@@ -293,20 +370,33 @@ class _Checker:
                             (*path, key, index), f"`*` is no wildcard in users.{key}: it is compared as it stands"
                         )
         if not users.get("projects"):
-            self.warn(path, "names no projects, so that nobody is meant")
+            self.void(path, "names no projects, so that nobody is meant")
 
     def value(self, value: str, kind: str, path: tuple[int | str, ...]) -> None:
-        if self.upstream_compatible is True or not is_id(value):
+        if kind == "role":
+            self.roles.setdefault(value, []).append(path)
+        if value == "*" or _PLAIN.match(value):
             return
-        if kind == "group":
-            self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
-        elif kind == "role":
-            self.warn(path, "looks like an ID, and a review names roles by name only: it matches nobody")
+        if value.strip() != value or not value:
+            self.warn(path, "has white space around it, and is compared as it stands" if value else "is nobody's name")
+        elif kind in ("user", "group") and value.startswith(("system:", "kubeadm:")):
+            self.warn(path, f"is a name of Kubernetes' own: what Keystone calls a {kind} is meant here")
+        elif kind in ("user", "group", "project") and value.startswith(PREFIX) and not self.upstream_compatible:
+            self.warn(path, f"is a {kind} as Kubernetes sees it: here stands what Keystone calls it, or its ID")
+        elif _DASHED_ID.match(value):
+            self.warn(path, "looks like an ID with dashes, and Keystone's have none: it is compared with names")
+        elif is_id(value) and not self.upstream_compatible:
+            if kind == "group":
+                self.warn(path, "is compared with the IDs of projects: a review does not name the IDs of groups")
+            elif kind == "role":
+                self.void(path, "looks like an ID, and a review names roles by name only: it matches nobody")
+            elif value != value.lower():
+                self.warn(path, "looks like an ID in capital letters, and Keystone's are in small ones")
 
     def verbs(self, value: object, path: tuple[int | str, ...], known: frozenset[str], fold: bool = False) -> None:
         entries = self.texts(value, path, "verbs")
         if value == []:
-            self.warn(path, "names no verb, so that nothing is allowed")
+            self.void(path, "names no verb, so that nothing is allowed")
         for index, verb in enumerate(entries):
             if verb != "*" and (verb.lower() if fold else verb) not in known:
                 self.warn((*path, index), f"unknown verb {verb!r}")
@@ -315,41 +405,64 @@ class _Checker:
         for key, verbs in self.mapping(value, path, None).items():
             here = (*path, key)
             self.verbs(verbs, here, _RESOURCE_VERBS, fold=True)
-            halves = [half.strip().lower() for half in _split(key)]
-            if self.upstream_compatible is True and key.count("/") != 1:
-                self.warn(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
+            halves = [_lowered(half) for half in _split(key)]
+            if self.upstream_compatible and key.count("/") != 1:
+                self.void(here, f"is ignored: upstream expects <namespace>/<resource>, found {key.count('/')} slashes")
                 continue
             if len(halves) not in (2, 3):
-                self.warn(here, "is ignored: expected <namespace>/<resource> or <namespace>/<resource>/<sub-resource>")
+                self.void(here, "is ignored: expected <namespace>/<resource> or <namespace>/<resource>/<sub-resource>")
                 continue
             try:
-                for half in halves:
-                    _pattern(half)
+                patterns = [_pattern(half) for half in halves]
             except ValueError as error:
-                self.warn(here, f"is ignored: {error}")
+                if self.upstream_compatible:
+                    self.void(here, f"{error}: upstream takes it for a name")
+                else:
+                    self.void(here, f"is ignored: {error}")
                 continue
             if "" in halves:
-                self.warn(here, "one side of the slash is empty, which no request is")
-            if len(halves) == 2 and self.upstream_compatible is not True:
-                self.sub_resources(halves[1], verbs, here)
+                self.void(here, "one side of the slash is empty, which no request is")
+            if any("*" in half and half != "*" for half in halves):
+                for pattern in patterns:
+                    self.names(pattern, here)
+            if "." in halves[1]:
+                self.warn(here, "names an API group with the resource: version 1 does not look at groups, write `pods`")
+            if len(halves) == 2 and not self.upstream_compatible and not self.names_parts(value):
+                self.sub_resources(patterns[1], verbs, here)
 
-    def sub_resources(self, resource: str, verbs: object, path: tuple[int | str, ...]) -> None:
-        pattern = _pattern(resource)
-        every_verb = isinstance(verbs, list) and "*" in verbs
-        if pattern.everything and not every_verb:
-            self.warn(
-                path, "does not cover sub-resources, as upstream would have: add `…/*/*`, or name them (`…/pods/log`)"
-            )
-        elif not pattern.everything and (pattern.negated or {"pods", "services", "nodes"} & pattern.names):
-            self.warn(
-                path, "does not cover sub-resources such as pods/exec, as upstream would have: name them (`…/pods/log`)"
-            )
+    def names(self, pattern: _Pattern, path: tuple[int | str, ...]) -> None:
+        if any("*" in name.partition("/")[0] or "*" in name.partition("/")[2][1:] for name in pattern.names):
+            self.warn(path, "only a `*` that stands alone is a wildcard: the name is compared as it stands")
+
+    @staticmethod
+    def names_parts(permissions: object) -> bool:
+        """Whether any of an item's keys names sub-resources, so that its author knows about them."""
+        keys = permissions if isinstance(permissions, dict) else ()
+        return any(key.count("/") > 1 for key in keys)
+
+    def sub_resources(self, pattern: _Pattern, verbs: object, path: tuple[int | str, ...]) -> None:
+        asked = {str(verb).lower() for verb in verbs} if isinstance(verbs, list) else set()
+        every_verb = "*" in asked
+        if pattern.everything:
+            if not every_verb:
+                self.warn(
+                    path,
+                    "does not cover sub-resources, as upstream would have: add `…/*/*`, or name them (`…/pods/log`)",
+                )
+            return
+        if not pattern.negated and _PARTS.keys().isdisjoint(pattern.names):
+            return
+        for resource, (part, needed) in _PARTS.items():
+            if pattern.matches(resource) and (every_verb or not needed or asked & needed):
+                told = f"does not cover sub-resources such as {resource}/{part}, as upstream would have: name them"
+                self.warn(path, f"{told} (`…/{resource}/{part}`)")
+                return
 
     def path_permissions(self, value: object, path: tuple[int | str, ...]) -> None:
         for key, verbs in self.mapping(value, path, None).items():
             self.verbs(verbs, (*path, key), _PATH_VERBS)
             if not key.startswith("/"):
-                self.warn((*path, key), "no request has such a path: a path begins with /")
+                self.void((*path, key), "no request has such a path: a path begins with /")
             elif key.endswith("*"):
                 self.warn(
                     (*path, key), "`*` is no wildcard in nonresource_permissions: the path is compared as it stands"
@@ -366,16 +479,23 @@ class _Checker:
             self.verbs(spec["verbs"], (*path, "verbs"), _RESOURCE_VERBS)
         if spec.get("resources") is not None:
             for index, name in enumerate(self.texts(spec["resources"], (*path, "resources"), "resources")):
-                if name != "*" and name.startswith("*"):
-                    self.warn(
-                        (*path, "resources", index),
-                        "is compared as it stands; only `*` and `<resource>/*` are wildcards",
-                    )
+                here = (*path, "resources", index)
+                if (name not in ("*", name.partition("/")[0] + "/*") and "*" in name) or name == "*/*":
+                    self.warn(here, "is compared as it stands; only `*` and `<resource>/*` are wildcards")
+                elif name != name.strip().lower() or "." in name:
+                    self.warn(here, "is compared as it stands, and resources are called `pods`, `deployments/scale`")
+            if spec["resources"] == []:
+                self.void((*path, "resources"), "names no resource, so that nothing is allowed")
         for key in ("version", "namespace"):
             if spec.get(key) is not None and not isinstance(spec[key], str):
                 self.error((*path, key), f"must be a text, found {_kind(spec[key])}")
         if spec.get("version") in ("v1", "v1beta1", "v1beta2", "v2"):
-            self.warn((*path, "version"), "is compared with the API group (`apps`, `` for core), not with a version")
+            self.void((*path, "version"), "is compared with the API group (`apps`, `` for core), not with a version")
+        elif "/" in str(spec.get("version")):
+            self.void((*path, "version"), "is compared with the API group alone (`apps`, not `apps/v1`)")
+        namespace = str(spec.get("namespace") or "")
+        if namespace != "*" and ("*" in namespace or "/" in namespace or namespace != namespace.strip().lower()):
+            self.void((*path, "namespace"), "is compared as it stands, and no namespace is called so")
 
     def nonresource(self, value: object, path: tuple[int | str, ...]) -> None:
         spec = self.mapping(value, path, ("verbs", "path"))
@@ -386,8 +506,13 @@ class _Checker:
                 self.error((*path, key) if key in spec else path, f"{key} is missing")
         if spec.get("verbs") is not None:
             self.verbs(spec["verbs"], (*path, "verbs"), _PATH_VERBS)
-        if spec.get("path") is not None and not isinstance(spec["path"], str):
-            self.error((*path, "path"), f"must be a text, found {_kind(spec['path'])}")
+            if isinstance(spec["verbs"], list) and "" in spec["verbs"]:
+                self.void((*path, "verbs"), "has an empty verb among them, and is ignored, as upstream does")
+        where = spec.get("path")
+        if where is not None and not isinstance(where, str):
+            self.error((*path, "path"), f"must be a text, found {_kind(where)}")
+        elif where is not None and not where.startswith("/") and where.strip("*"):
+            self.void((*path, "path"), "no request has such a path: a path begins with /")
 
     def match(self, value: object, path: tuple[int | str, ...]) -> None:
         if not isinstance(value, list):
@@ -404,18 +529,41 @@ class _Checker:
             if not isinstance(kind, str):
                 self.error(here, "type is missing" if kind is None else f"type must be a text, found {_kind(kind)}")
             elif kind not in _MATCH_TYPES:
-                self.warn(here, f"unknown type {kind!r}, expected one of {', '.join(_MATCH_TYPES)}: nobody is meant")
+                self.void(here, f"unknown type {kind!r}, expected one of {', '.join(_MATCH_TYPES)}: nobody is meant")
             if found.get("values") is None:
                 self.error(here, "values is missing")
                 continue
             for position, text in enumerate(self.texts(found["values"], (*here, "values"), "values")):
                 self.value(text, str(kind), (*here, "values", position))
             if found["values"] == []:
-                self.warn(here, "names no values, so that nobody is meant")
+                self.void(here, "names no values, so that nobody is meant")
+
+    def unreachable_roles(self, items: Sequence[dict[str, Any]]) -> None:
+        """Warn of roles that are named by items alone that mean nobody or allow nothing."""
+        compiled = Policy((), Naming("default", self.upstream_compatible))
+        void = {number for number in self.suspects if not compiled.permits(items[number])}
+        for places in self.roles.values():
+            if all(place[0] in void for place in places):
+                self.warn(places[0], "no item can reach this role: what names it means nobody, or allows nothing")
 
 
-def check(text: bytes, upstream_compatible: bool | None = None) -> Checked:
-    """Validate a policy's text; `upstream_compatible` None means that it is not known yet which mode it is for."""
+# A resource of which a part is more than reading about it -> that part, and the verbs that it takes (none: any).
+_PARTS: dict[str, tuple[str, frozenset[str]]] = {
+    "pods": ("exec", frozenset()),
+    "services": ("proxy", frozenset()),
+    "nodes": ("proxy", frozenset()),
+    **dict.fromkeys(
+        ("deployments", "replicasets", "statefulsets", "replicationcontrollers"),
+        ("scale", frozenset(("update", "patch"))),
+    ),
+    "serviceaccounts": ("token", frozenset(("create",))),
+    "certificatesigningrequests": ("approval", frozenset(("update", "patch"))),
+    "namespaces": ("finalize", frozenset(("update",))),
+}
+
+
+def check(text: bytes, upstream_compatible: bool = False) -> Checked:
+    """Validate a policy's text; what is warned about depends on the mode that it is for."""
     try:
         data, lines = read(text)
     except PolicyError as error:
@@ -423,12 +571,16 @@ def check(text: bytes, upstream_compatible: bool | None = None) -> Checked:
     checker = _Checker(lines, upstream_compatible)
     if not isinstance(data, list):
         hint = "it is empty" if data is None else f"found {_kind(data)}"
+        if isinstance(data, dict) and data.get("kind") == "ConfigMap":
+            hint = "found a ConfigMap: what stands under its key `policies` is the policy"
         checker.error((), f"must be a list of items, {hint}")
         return Checked(None, tuple(checker.errors), ())
     for index, item in enumerate(data):
         checker.item(item, (index,))
     if not data:
         checker.warn((), "has no items: nothing is allowed by it")
+    if not checker.errors:
+        checker.unreachable_roles(data)
     return Checked(None if checker.errors else data, tuple(checker.errors), tuple(checker.warnings))
 
 
@@ -458,6 +610,10 @@ class _Pattern(NamedTuple):
 
 _EVERYTHING = _Pattern(everything=True)
 _NOTHING = _Pattern()
+# `['*']`: any name, but there must be one.
+_NAMED = _Pattern(negated=True)
+# What upstream trims off a key (Go's unicode.IsSpace); Python's strip() takes four control characters more.
+_SPACE = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace() and letter not in "\x1c\x1d\x1e\x1f")
 _LIST = re.compile(r"(!?)\[(.*)\]\Z", re.DOTALL)
 
 
@@ -492,7 +648,7 @@ def _pattern(half: str) -> _Pattern:
             raise ValueError(f"{half!r} is not a list of quoted names")
         negated = bool(listed[1])
         if "*" in names:
-            return _NOTHING if negated else _EVERYTHING
+            return _NOTHING if negated else _NAMED
         return _Pattern(frozenset(names), negated=negated)
     if "[" in half or "]" in half:
         raise ValueError(f"{half!r} is not a list of quoted names")
@@ -505,20 +661,53 @@ def _pattern(half: str) -> _Pattern:
     return _Pattern(frozenset((half,)))
 
 
+@lru_cache(maxsize=4096)
+def _upstream_pattern(half: str) -> _Pattern:
+    """The same as upstream reads it: what is no list is a name, and `null` in a list is nothing."""
+    if half == "*":
+        return _EVERYTHING
+    literally = _Pattern(frozenset((half,)))
+    negated = half.startswith("!")
+    names: list[Any] = [half.removeprefix("!")]
+    if names[0].startswith("["):
+        if names[0].find("]") != len(names[0]) - 1:
+            return literally
+        try:
+            names = [name for name in document.decode(names[0].replace("'", '"')) if name is not None]
+        except document.NotJson:
+            return literally
+        if not all(isinstance(name, str) for name in names):
+            return literally
+    elif not negated:
+        return literally
+    if "*" in names:
+        return _NOTHING if negated else _NAMED
+    return _Pattern(frozenset(names), negated=negated)
+
+
+def _lowered(half: str) -> str:
+    """A half of a version 1 key as it is compared: trimmed and lowered, letter by letter as Go does it."""
+    half = half.strip(_SPACE)
+    return half.lower() if half.isascii() else half.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
+
+
 class _Subjects(NamedTuple):
     """Whom an item means: whoever has all of `roles` and one of each set in `any_of` (pairs of kind and values)."""
 
     roles: frozenset[str]
     any_of: tuple[tuple[str, frozenset[str]], ...]
 
-    def miss(self, subject: Subject) -> str | None:
-        """Why the subject is not meant, or None if it is."""
+    def miss(self, subject: Subject, item: Mapping[str, Any]) -> str | None:
+        """Why the subject is not meant, in the words of the item, or None if it is."""
         missing = self.roles - subject.roles
         if missing:
             return f"the user lacks the role {', '.join(sorted(missing))}"
         for kind, values in self.any_of:
             if values.isdisjoint(getattr(subject, kind)):
-                return f"none of the item's {kind} is the user's"
+                written = list((item.get("users") or {}).get(kind) or ()) if kind == "projects" else []
+                for entry in item.get("match") or ():
+                    written += entry["values"] if f"{entry['type']}s" == kind else ()
+                return f"none of the item's {kind} ({_quoted(written)}) is the user's"
         return None
 
 
@@ -595,6 +784,10 @@ class _Permission(NamedTuple):
     grant: _Grant
     places: tuple[_Place | _Path, ...]
 
+    @property
+    def on_resources(self) -> bool:
+        return not any(isinstance(place, _Path) for place in self.places)
+
     def covers(self, request: Request) -> bool:
         return any(place.covers(request) for place in self.places)
 
@@ -648,26 +841,26 @@ class _Filed:
         if len(self.many) <= _FEW:
             self.few, self.many = tuple(self.many.items()), shared({}, "none")
 
-    def candidates(self, request: Request) -> Iterator[_Grant]:
-        """Give the grants that cover the request, whomever else they ask for."""
+    def allows(self, subject: Subject, request: Request) -> bool:
         if not request.resource_request:
-            yield from self.paths.candidates(request.path) if self.paths is not None else ()
-            return
+            return self.paths is not None and self.paths.allow(subject, request)
         asked = request.namespace
         for namespace, resources in self.few:
-            if namespace in (asked, _ANY):
-                yield from _covering(resources, request)
+            if namespace in (asked, _ANY) and _allow(resources, subject, request):
+                return True
         if self.many:
             for namespace in (asked, _ANY):
-                if namespace in self.many:
-                    yield from _covering(self.many[namespace], request)
+                if namespace in self.many and _allow(self.many[namespace], subject, request):
+                    return True
+        return False
 
 
-def _covering(resources: _Resources, request: Request) -> Iterator[_Grant]:
+def _allow(resources: _Resources, subject: Subject, request: Request) -> bool:
     for resource in (request.resource, _ANY):
         for grant, cover in resources.get(resource, ()):
-            if cover.covers(request):
-                yield grant
+            if cover.covers(request) and grant.fits(subject, request):
+                return True
+    return False
 
 
 class _Paths:
@@ -683,11 +876,10 @@ class _Paths:
         else:
             self.exact.setdefault(place.path, []).append(grant)
 
-    def candidates(self, path: str) -> Iterator[_Grant]:
-        yield from self.exact.get(path, ())
-        for start, grant in self.begin:
-            if path.startswith(start):
-                yield grant
+    def allow(self, subject: Subject, request: Request) -> bool:
+        return any(grant.fits(subject, request) for grant in self.exact.get(request.path, ())) or any(
+            request.path.startswith(start) and grant.fits(subject, request) for start, grant in self.begin
+        )
 
 
 class Policy:
@@ -722,33 +914,29 @@ class Policy:
 
     def allows(self, subject: Subject, request: Request) -> bool:
         """Whether any item allows this request."""
-        for filed in self._filed_for(subject):
-            for grant in filed.candidates(request):
-                if grant.fits(subject, request):
-                    return True
-        return False
-
-    def _filed_for(self, subject: Subject) -> Iterator[_Filed]:
         for kind, of_kind in self._index.items():
             for value in getattr(subject, kind):
                 filed = of_kind.get(value)
-                if filed is not None:
-                    yield filed
-        yield self._everyone
+                if filed is not None and filed.allows(subject, request):
+                    return True
+        return self._everyone.allows(subject, request)
+
+    def permits(self, item: dict[str, Any]) -> bool:
+        """Whether there is anything that an item allows to anybody."""
+        return any(one.places and one.grant.verbs != frozenset() for one in self._permissions(item)[0])
 
     def explain(self, subject: Subject, request: Request, limit: int = 50) -> Explanation:
         """Walk through all items and say which one allows the request, or why each near one does not.
 
-        An item is near if it means this user, or if it is about this request.
+        An item is near if it means this user, or if it is about this request, whatever the verb.
         """
         misses: list[tuple[int, str]] = []
         for number, item in enumerate(self.items, 1):
             permissions, dead = self._permissions(item)
             if any(one.grant.fits(subject, request) and one.covers(request) for one in permissions):
                 return Explanation(True, number, f"item {number} allows it", tuple(misses[:limit]))
-            if dead is not None:
-                misses.append((number, dead))
-            if reason := _near_miss(permissions, subject, request):
+            reason = dead.get(request.resource_request) or _near_miss(permissions, item, subject, request)
+            if reason:
                 misses.append((number, reason))
         near = f" ({len(misses)} came near)" if misses else ""
         return Explanation(False, None, f"no item allows it{near}; RBAC decides", tuple(misses[:limit]))
@@ -765,12 +953,7 @@ class Policy:
             return None if kind == "roles" else by_id(value)
         if kind == "roles":
             return value
-        name, domain = value, self._naming.default_domain
-        left, at, right = value.rpartition("@")
-        # Domain IDs are hex digits but for `default`: an e-mail address is a user's name, not somebody in a domain
-        # example.com.
-        if at and left and (is_id(right) or right in ("default", self._naming.default_domain)):
-            name, domain = left, right
+        name, domain = in_domain(value, self._naming.default_domain)
         if kind == "users":
             return self._naming.user(name, domain)
         return self._naming.group(name, domain) if kind == "groups" else by_name(name, domain)
@@ -807,32 +990,39 @@ class Policy:
 
     # -- what an item is about
 
-    def _permissions(self, item: dict[str, Any]) -> tuple[list[_Permission], str | None]:
-        """What an item permits, and why some or all of it is for nobody, if that is so."""
+    def _permissions(self, item: dict[str, Any]) -> tuple[list[_Permission], dict[bool, str]]:
+        """What an item permits, and why its half about resources (True) or paths (False) is for nobody, if it is."""
         found: list[_Permission] = []
-        # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
-        try:
-            if item.get("resource_permissions") is not None:
-                subjects = self._subjects(item, ())
-                for key, verbs in item["resource_permissions"].items():
-                    allowed = _verbs([verb.lower() for verb in verbs])
-                    places = self._places(key, whole=allowed is None)
-                    if places is not None:
-                        found.append(_Permission(_Grant(subjects, allowed), places))
-            elif item.get("resource") is not None:
-                subjects = self._subjects(item, item.get("match") or ())
-                spec = item["resource"]
-                found.append(_Permission(_Grant(subjects, _verbs(spec["verbs"])), tuple(_resource(spec))))
-            if item.get("nonresource_permissions") is not None:
-                subjects = self._subjects(item, ())
-                for path, verbs in item["nonresource_permissions"].items():
-                    found.append(_Permission(_Grant(subjects, _verbs(verbs)), (_Path(path),)))
-            elif item.get("nonresource") is not None:
-                subjects = self._subjects(item, item.get("match") or ())
-                found.append(_nonresource(subjects, item["nonresource"]))
-        except ValueError as error:
-            return found, str(error)
-        return found, None
+        dead: dict[bool, str] = {}
+        for on_resources, half in ((True, self._on_resources), (False, self._on_paths)):
+            try:
+                found += half(item)
+            except ValueError as error:  # noqa: PERF203  there are two
+                dead[on_resources] = str(error)
+        return found, dead
+
+    # The `_permissions` keys take precedence, each over its own half of version 2, and are not bound by `match`.
+
+    def _on_resources(self, item: dict[str, Any]) -> Iterator[_Permission]:
+        if item.get("resource_permissions") is not None:
+            subjects = self._subjects(item, ())
+            for key, verbs in item["resource_permissions"].items():
+                allowed = _verbs([verb.lower() for verb in verbs])
+                places = self._places(key, whole=allowed is None)
+                if places is not None:
+                    yield _Permission(_Grant(subjects, allowed), places)
+        elif item.get("resource") is not None:
+            subjects = self._subjects(item, item.get("match") or ())
+            spec = item["resource"]
+            yield _Permission(_Grant(subjects, _verbs(spec["verbs"])), tuple(_resource(spec)))
+
+    def _on_paths(self, item: dict[str, Any]) -> Iterator[_Permission]:
+        if item.get("nonresource_permissions") is not None:
+            subjects = self._subjects(item, ())
+            for path, verbs in item["nonresource_permissions"].items():
+                yield _Permission(_Grant(subjects, _verbs(verbs)), (_Path(path),))
+        elif item.get("nonresource") is not None:
+            yield _nonresource(self._subjects(item, item.get("match") or ()), item["nonresource"])
 
     def _places(self, key: str, *, whole: bool) -> tuple[_Place, ...] | None:
         """Where a key of version 1's resource_permissions is filed; None if it is no key: upstream skips such, too.
@@ -840,11 +1030,11 @@ class Policy:
         `whole`: it is about all verbs.
         """
         upstream = self._naming.upstream_compatible
-        halves = [half.strip().lower() for half in (key.split("/") if upstream else _split(key))]
+        halves = [_lowered(half) for half in (key.split("/") if upstream else _split(key))]
         if len(halves) != 2 and (upstream or len(halves) != 3):
             return None
         try:
-            patterns = [_pattern(half) for half in halves]
+            patterns = [_upstream_pattern(half) if upstream else _pattern(half) for half in halves]
         except ValueError:
             return None
         places = _covered(patterns[1], patterns[2:], whole=whole) if not upstream else _upstream_covered(patterns[1])
@@ -913,6 +1103,10 @@ def _resource(spec: dict[str, Any]) -> Iterator[_Place]:
         # `*/log` is compared as it stands, and not about any resource.
         rest = _Pattern(frozenset((_ANY,))) if resource == _ANY else None
         yield _Place(spec["namespace"], resource, cover._replace(api_group=group, resources=rest))
+    # Who asks by hand may name a sub-resource inside the resource.
+    for resource in spec["resources"]:
+        if "/" in resource:
+            yield _Place(spec["namespace"], resource, _Cover(parts=_NOTHING, api_group=group))
 
 
 def _nonresource(subjects: _Subjects, spec: dict[str, Any]) -> _Permission:
@@ -952,16 +1146,28 @@ def _anchor(subjects: _Subjects) -> tuple[str | None, Iterable[str], _Subjects]:
     return None, (), subjects
 
 
-def _near_miss(permissions: Sequence[_Permission], subject: Subject, request: Request) -> str | None:
-    best: str | None = None
+def _near_miss(
+    permissions: Sequence[_Permission], item: Mapping[str, Any], subject: Subject, request: Request
+) -> str | None:
+    """Why none of an item's permissions allows the request; None if none of them came near."""
+    means_the_user: str | None = None
     for permission in permissions:
         subjects, verbs = permission.grant
-        who, what = subjects.miss(subject), permission.covers(request)
-        verb_fits = verbs is None or request.verb in verbs
-        if who is None and what and not verb_fits:
-            return f"the verb {request.verb!r} is not among its verbs"
-        if who is not None and what and verb_fits:
-            best = best or who
-        elif who is None:
-            best = best or f"it means this user, but does not cover {request.target}"
-    return best
+        who = subjects.miss(subject, item)
+        if permission.covers(request):
+            verb = (
+                None if verbs is None or request.verb in verbs else f"the verb {request.verb!r} is not among its verbs"
+            )
+            return " and ".join(reason for reason in (who, verb) if reason)
+        if who is None and permission.on_resources is request.resource_request:
+            # Of several keys the one that lacks the sub-resource alone says most.
+            bare = permission.covers(request._replace(subresource="")) if request.subresource else False
+            hint = "; it covers the resource itself, and sub-resources are to be named" if bare else ""
+            if bare or means_the_user is None:
+                means_the_user = f"it means this user, but does not cover {request.target}{hint}"
+    return means_the_user
+
+
+def _quoted(values: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(repr, values[:most])) + more

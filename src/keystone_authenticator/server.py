@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
             self._head_bytes = 0
             # The body is all that stands behind the first empty line: this was one request, and a plain one.
             alone = end > 3 and not self._receiving and self._length == len(data) - end
-            if alone and not self._expects:
+            if alone and not self._expects and self._keep_alive:
                 self._all.remember(data[:end], KnownHead(self._request, self._length))
         elif self._in_head and started_in_head:
             self._head_bytes += len(data)

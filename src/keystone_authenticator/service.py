@@ -115,6 +115,8 @@ def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, str]:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # HTTP/2 over one connection is what Go prefers where offered; this server speaks HTTP/1.1.
     context.set_alpn_protocols(["http/1.1"])
+    # Go resumes no sessions, and tickets are a fourth of what a handshake costs here.
+    context.num_tickets = 0
     load_certificate(context, certificate, read(tls.key))
     if tls.client_ca is not None:
         try:

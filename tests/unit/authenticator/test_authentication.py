@@ -29,6 +29,7 @@ from tests.unit.authenticator.support import (
     KeystoneStandIn,
     StandIn,
     fernet_token,
+    jws,
     keystone_error,
     token_body,
 )
@@ -129,6 +130,8 @@ COMPUTE_RULE = {"id": "r", "service": "compute", "method": "GET", "path": "/v2.1
         {"project": None},
         {"project": None, "domain": "d1"},
         {"project": None, "system": {"all": True}},
+        {"is_domain": True},
+        {"roles": []},
         {"application_credential": {"id": "c1", "name": "c", "restricted": True, "access_rules": []}},
         {"application_credential": {"id": "c1", "access_rules": [COMPUTE_RULE]}},
     ],
@@ -214,6 +217,20 @@ def test_anything_else_is_no_verdict_and_not_kept(keystone: KeystoneStandIn, cod
             assert "Keystone" in status["error"]
             assert token not in status["error"]
             assert keystone.calls() == calls
+
+    run(keystone, story)
+
+
+def test_odd_answers_about_one_token_are_no_outage_to_others(keystone: KeystoneStandIn) -> None:
+    """Otherwise whoever gets Keystone to say something odd about a token could keep everybody out with it."""
+    odd = [keystone.issue(**changes) for changes in ({"user": 1}, {"roles": [1]}, {"application_credential": "x"})]
+    good = keystone.issue()
+
+    async def story(authenticator: Authenticator, ask: Asker) -> None:
+        for token in odd * 2:
+            assert "not understood" in (await ask(token))["error"]
+        assert authenticator.keystone.gauges()["breaker_open"] == 0
+        assert (await ask(good))["authenticated"]
 
     run(keystone, story)
 
@@ -710,6 +727,23 @@ def test_chained_verdicts_are_kept_as_long_as_they_were(
     chained(webhook, authority, story, ttl="300ms")
 
 
+def test_a_long_token_of_the_clusters_is_passed_on_as_before_us(webhook: StandIn, authority: Authority) -> None:
+    """One with many claims, whose beginning is as Keystone's could be."""
+    webhook.behaviour = says(ADMIN)
+
+    async def story(ask: Asker) -> None:
+        for token in (
+            "x" * 100_000,
+            fernet_token(blocks=2000),
+            jws({"alg": "RS256"}, {"groups": ["g" * 9] * 5000}, 256),
+        ):
+            assert (await ask(token))["authenticated"]
+        assert await ask("x" * 200_000) == REFUSED
+        assert len(webhook.requests) == 3
+
+    chained(webhook, authority, story)
+
+
 def test_an_error_of_the_chained_webhook_is_passed_on_and_not_kept(webhook: StandIn, authority: Authority) -> None:
     async def story(ask: Asker) -> None:
         webhook.behaviour = says({"authenticated": False, "error": "loading"})
@@ -826,6 +860,8 @@ def test_a_backend_is_asked_in_v1beta1_and_its_groups_are_filtered(webhook: Stan
         {"uid": ""},
         {"extra": {}},
         {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/project/id": [""]}},
+        {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/roles": []}},
+        {"extra": {**UPSTREAM_USER["extra"], "alpha.kubernetes.io/identity/roles": None}},
     ],
 )
 def test_a_backends_user_must_be_keystones_and_not_reserved(

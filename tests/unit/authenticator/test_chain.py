@@ -138,6 +138,10 @@ def test_a_broken_file_says_where(content: bytes, message: str) -> None:
     "identity",
     [
         Identity("keystone:alice", "u", (), ()),
+        Identity(" keystone:alice", "u", (), ()),
+        Identity("\tKeystone:alice", "u", (), ()),
+        Identity("admin", "u", ("own", "keystone:group:ops\n"), ()),
+        Identity("admin", "u", ("\u00a0keystone:group:ops",), ()),
         Identity("admin", "u", ("keystone:project:p1",), ()),
         Identity("admin", "u", (), (("alpha.kubernetes.io/identity/roles", ("member",)),)),
         Identity("admin", "u", (), (("Alpha.kubernetes.io/Identity/roles", ("member",)),)),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from urllib.parse import unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keystone_authenticator.identity import (
@@ -17,6 +18,7 @@ from keystone_authenticator.identity import (
     encode,
     is_reserved,
 )
+from keystone_authenticator.policy import Policy, Request, in_domain, is_id
 from tests.unit.authenticator.support import marks
 
 NATIVE = Naming("default", False)
@@ -65,6 +67,150 @@ def test_users_groups_projects_and_roles_are_disjoint(name: str, domain: str, ot
     ]
     for one, another in itertools.combinations(kinds, 2):
         assert one.isdisjoint(another)
+
+
+Entity = tuple[str, ...]
+
+
+def spelled(entity: Entity) -> str:
+    """A user, group, project, role in a project or credential as Kubernetes sees it."""
+    kind, *parts = entity
+    return {
+        "user": NATIVE.user,
+        "group": NATIVE.group,
+        "project": NATIVE.project,
+        "role": NATIVE.role,
+        "credential": NATIVE.credential,
+    }[kind](*parts)
+
+
+ENTITIES: st.SearchStrategy[Entity] = st.one_of(
+    st.tuples(st.sampled_from(["user", "group"]), NAMES, DOMAINS),
+    st.tuples(st.sampled_from(["project", "credential"]), NAMES),
+    st.tuples(st.just("role"), NAMES, NAMES),
+)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Entity, Entity]:
+    """Two of them, the second often named after how the first is spelled, or a piece of that."""
+    one, other = draw(ENTITIES), draw(ENTITIES)
+    if draw(st.booleans()):
+        text = spelled(one)
+        for change in draw(st.lists(st.sampled_from(["prefix", "tail", "head", "decode", "case"]), max_size=3)):
+            text = {
+                "prefix": text.removeprefix(PREFIX),
+                "tail": text.rpartition(draw(st.sampled_from([":", "@", "%"])))[2],
+                "head": text.partition("@")[0],
+                "decode": unquote(text),
+                "case": text.swapcase(),
+            }[change]
+        kind, _, *rest = other
+        other = (kind, text or "x", *rest)
+    return one, other
+
+
+@settings(max_examples=400)
+@given(pairs())
+def test_no_two_of_users_groups_projects_roles_and_credentials_share_a_name(both: tuple[Entity, Entity]) -> None:
+    one, other = both
+    assert (spelled(one) == spelled(other)) is (one == other)
+
+
+IDS = st.sampled_from(["default", "0" * 32, "5f3e1d9c7b8a46d2a1c0e9f8d7b6a594"])
+
+
+@settings(max_examples=400)
+@given(st.data(), NAMES, NAMES, NAMES, IDS, st.sampled_from(["user", "group", "project"]))
+def test_no_name_of_one_domain_is_let_in_by_a_policy_for_another(
+    data: st.DataObject, name: str, group: str, project: str, domain: str, kind: str
+) -> None:
+    """The policy names something of a domain; somebody of another one calls everything as it is called there."""
+    other = data.draw(IDS.filter(lambda found: found != domain))
+    value = {"user": name, "group": group, "project": project}[kind]
+    # As a policy writes it: what looks like an ID is one, and so is a domain.
+    if is_id(value) or in_domain(value, "default") != (value, "default"):
+        value = "plain"
+        name, group, project = "plain", "plain", "plain"
+    written = value if domain == "default" else f"{value}@{domain}"
+    spec = {"verbs": ["*"], "resources": ["*"], "version": "*", "namespace": "*"}
+    items = [{"resource": spec, "match": [{"type": kind, "values": [written]}]}]
+    if kind == "project":
+        items.append({"users": {"projects": [written]}, "resource_permissions": {"*/*": ["*"]}})
+    request = Request(True, "get", "default", resource="pods")
+
+    def allowed(of: str, **names: str) -> bool:
+        named = {"name": name, "group": group, "project": project, **names}
+        who = Account("u" + of, named["name"], of, of, "p" + of, named["project"], of, ("member",))
+        identity = NATIVE.identity(who, [Group(named["group"], of)])
+        subject = NATIVE.subject(identity.username, identity.uid, identity.groups, marks(dict(identity.extra)))
+        assert subject is not None
+        return Policy(items, NATIVE).allows(subject, request)
+
+    tricks = st.sampled_from(
+        [
+            *(written, value, f"{value}@{domain}", f"{value}%40{domain}", encode(value), f"{value}\0{domain}"),
+            *(f"{PREFIX}{value}", NATIVE.user(value, domain), NATIVE.group(value, domain), f"\0{value}"),
+        ]
+    )
+    assert allowed(domain)
+    assert not allowed(other)
+    assert not allowed(other, name=data.draw(tricks), group=data.draw(tricks), project=data.draw(tricks))
+
+
+LOOKS = [
+    "\u0455ystem:masters",
+    "\uff53ystem:masters",
+    "system\uff1amasters",
+    "s\u200bystem:masters",
+    "\ufeffsystem:masters",
+    "systém:x",
+]
+SPACES = st.text(st.sampled_from(" \t\n\r\v\f\x1c\x85\xa0\u1680\u2003\u2028\u3000"), max_size=3)
+
+
+def varied(text: str) -> st.SearchStrategy[str]:
+    """The text in any case, with white space around it and some of it percent-encoded or with something in it."""
+    letters = st.tuples(*(st.sampled_from([letter, letter.upper(), f"%{ord(letter):02x}"]) for letter in text))
+    cased = st.tuples(*(st.sampled_from([letter, letter.upper()]) for letter in text)).map("".join)
+    inside = st.tuples(st.integers(0, len(text)), st.sampled_from("\0\u200b\u2060\u00ad\ufeff :%")).map(
+        lambda found: text[: found[0]] + found[1] + text[found[0] :]
+    )
+    return st.one_of(cased, letters.map("".join), inside)
+
+
+@settings(max_examples=400)
+@given(
+    st.tuples(
+        SPACES,
+        st.one_of(
+            *map(varied, ("system:masters", "kubeadm:cluster-admins", "keystone:alice")),
+            st.sampled_from(LOOKS),
+        ),
+        SPACES,
+    ).map("".join),
+    DOMAINS,
+)
+def test_no_spelling_reaches_what_kubernetes_keeps_for_itself(name: str, domain: str) -> None:
+    """Nor after what is done to names on the way: headers lose white space, and others may not care about case."""
+    native = NATIVE.identity(account(name, domain, project="p1", roles=(name,)), [Group(name, domain)])
+    names = [native.username, *native.groups]
+    assert all(found.startswith(PREFIX) for found in names)
+    try:
+        names.append(UPSTREAM.identity(account(name, domain), []).username)
+    except UnusableIdentityError:
+        assert is_reserved(name)
+    names += (group for group in UPSTREAM.identity(account("bob"), [Group(name, domain)]).groups if group != "p1")
+    for found in names:
+        for seen in (found, found.strip(), found.casefold(), found.strip().lower()):
+            assert not seen.startswith(("system:", "kubeadm:"))
+    assert not any(found.strip().casefold().startswith(PREFIX) for found in names[len(native.groups) + 1 :])
+
+
+def test_unicode_look_alikes_are_other_names() -> None:
+    for name in LOOKS:
+        assert UPSTREAM.identity(account(name), []).username == name != "system:masters"
+        assert NATIVE.identity(account(name), []).username != NATIVE.user("system:masters", "default")
 
 
 @given(NAMES, DOMAINS, NAMES, st.lists(NAMES, max_size=3))

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keystone_authenticator.identity import Account, Group, Naming, Subject
-from keystone_authenticator.policy import Policy, Problem, Request, check
+from keystone_authenticator.policy import Policy, Problem, Request, _Cover, check
 from keystone_authenticator.service import load_policy
 from tests.unit.authenticator.support import OTHER, marks
 
@@ -90,10 +91,37 @@ REQUESTS: list[tuple[dict[str, Any], Request, bool, bool]] = [
     (v1("*/['pods'", "get"), pods(), False, False),
     (v1("pods", "get"), pods(), False, False),
     (v1("a/b/c/d", "get"), pods(), False, False),
+    # what is no list is ignored here and a name there, `null` is nothing there
+    (v1("*/!po[ds", "get"), pods(), False, True),
+    (v1("*/!['secrets'", "get"), pods(), False, False),
+    (v1("*/!['secrets']x", "get"), pods(), False, False),
+    (v1("*/!!pods", "get"), pods(), True, True),
+    (v1("*/[null, 'pods']", "get"), pods(), False, True),
+    (v1("*/![null]", "get"), pods(), False, True),
+    (v1("*/[]", "get"), pods(), False, False),
+    (v1("*/![]", "get"), pods(), True, True),
+    (v1("*/['po]ds', 'pods']", "get"), pods(), True, False),
+    (v1("*/['*', 'x']", "get"), pods(), True, True),
+    (v1("*/!['*', 'x']", "get"), pods(), False, False),
+    (v1("*/[ 'PODS' ,\"services\" ]", "get"), pods(), True, True),
+    # white space as Go has it, around a half and not in it
+    (v1("\u00a0*\u2003/\u3000pods\v", "get"), pods(), True, True),
+    (v1("*/\x1cpods", "get"), pods(), False, False),
+    (v1("*/\u200bpods", "get"), pods(), False, False),
+    (v1("*/po ds", "get"), pods(), False, False),
+    (v1("* /pods", " get"), pods(), False, False),
+    (v1("*/ΠΟΔΣ", "get"), pods(resource="ποδσ"), True, True),
+    (v1("/pods", "get"), pods(), False, False),
+    (v1("/pods", "get"), pods(**ANYWHERE), False, False),
+    (v1("*/pods", "get"), pods("GET"), False, False),
+    (v1("*/pods"), pods(), False, False),
     # without a namespace only `*` will do
     (v1("*/nodes", "get"), pods(resource="nodes", **ANYWHERE), True, True),
     (v1("default/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
     (v1("!default/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
+    (v1("['*']/nodes", "get"), pods(resource="nodes", **ANYWHERE), False, False),
+    (v1("['*']/nodes", "get"), pods(resource="nodes"), True, True),
+    (v1("*/['*']", "*"), pods(**EXEC), False, True),
     # API groups are not looked at
     (v1("*/deployments", "get"), pods(resource="deployments", api_group="apps"), True, True),
     # sub-resources
@@ -134,6 +162,11 @@ REQUESTS: list[tuple[dict[str, Any], Request, bool, bool]] = [
     ({"nonresource": {"verbs": ["get"], "path": "*"}}, path("/anything"), True, True),
     ({"nonresource": {"verbs": ["get", ""], "path": "*"}}, path("/anything"), False, False),
     ({"nonresource": {"verbs": ["*"], "path": "/metrics"}}, path("/metrics", "post"), True, True),
+    ({"nonresource": {"verbs": ["get"], "path": "/api*"}}, path("/apis"), True, True),
+    ({"nonresource": {"verbs": ["get"], "path": "/api/**"}}, path("/api/v1"), True, True),
+    ({"nonresource": {"verbs": ["get"], "path": "/a*/b"}}, path("/ax/b"), False, False),
+    ({"nonresource": {"verbs": [], "path": "*"}}, path("/anything"), False, False),
+    ({"nonresource": {"verbs": ["GET"], "path": "/api"}}, path("/api"), False, False),
     # version 2
     (v2(), pods(), True, True),
     (v2(), pods("list"), False, False),
@@ -150,12 +183,24 @@ REQUESTS: list[tuple[dict[str, Any], Request, bool, bool]] = [
     (v2(resources=["pods/*"]), pods(**EXEC), True, True),
     (v2(resources=["pods/*"]), pods(), False, False),
     (v2(resources=["*"]), pods(**EXEC), True, True),
+    (v2(resources=["pods/exec"]), pods(resource="pods/exec"), True, True),
+    (v2(resources=["*/exec"]), pods(**EXEC), False, False),
+    (v2(resources=["PODS"]), pods(), False, False),
+    (v2(resources=[]), pods(), False, False),
+    (v2(verbs=["GET"]), pods(), False, False),
+    (v2(verbs=[]), pods(), False, False),
+    (v2(version="v1"), pods(version="v1"), False, False),
     ({**v2(), "match": []}, pods(), True, True),
     ({**v2(), "users": {"projects": ["demo2"]}}, pods(), False, False),
     # the `_permissions` keys come first, and are not bound by match
     ({**v1("*/pods", "list"), "resource": v2()["resource"]}, pods(), False, False),
     ({**v1("*/pods", "get"), "match": [{"type": "role", "values": ["admin"]}]}, pods(), True, True),
     ({**v1("*/pods", "get"), "nonresource": {"verbs": ["get"], "path": "/x"}}, path("/x"), True, True),
+    ({**v2(), "resource_permissions": {}}, pods(), False, False),
+    # a match that means nobody is no concern of what it does not bind
+    ({**matching("colour", "x"), "nonresource_permissions": {"/x": ["get"]}}, path("/x"), True, True),
+    ({**matching("role"), "nonresource_permissions": {"/x": ["get"]}}, path("/x"), True, True),
+    ({**matching("role"), "nonresource_permissions": {"/x": ["get"]}}, pods(), False, False),
 ]
 
 # item, what is special about the user, verdict native, verdict upstream
@@ -234,7 +279,19 @@ def test_the_example_that_documentation_ships_is_safe_here_and_is_not_there() ->
 # -- the index and the explanation say what walking through all items says
 
 KEYS = st.sampled_from(
-    ["*/pods", "a/pods", "!a/*", "['a', 'b']/['pods', 'nodes']", "*/pods/exec", "*/*", "a/!pods", "x"]
+    [
+        *("*/pods", "a/pods", "!a/*", "['a', 'b']/['pods', 'nodes']", "*/pods/exec", "*/*", "a/!pods", "x"),
+        *(
+            "['*']/*",
+            "*/['*']",
+            "![]/nodes",
+            "!['*']/pods",
+            "*/['pods', 'pods/exec']",
+            "*/!['nodes']",
+            "*/!!a",
+            "*/po[ds",
+        ),
+    ]
 )
 VERBS = st.lists(st.sampled_from(["get", "list", "*"]), min_size=1, max_size=2)
 WHO = st.sampled_from(["alice", "bob", "demo1", "ops", "member", "reader", HEX, HEX2, "*"])
@@ -298,6 +355,19 @@ def test_the_index_finds_what_walking_through_finds(
     assert explanation.item == (one_by_one.index(True) + 1 if any(one_by_one) else None)
 
 
+@given(ITEMS, ASKED, st.sampled_from([("member",), ("member", "reader")]))
+def test_native_verdicts_allow_no_more_than_upstreams(
+    items: list[dict[str, Any]], request_: Request, roles: tuple[str, ...]
+) -> None:
+    """But for what has no spelling in upstream's format: sub-resources of version 1, and names of other domains."""
+    for item in items:
+        for key in [key for key in item.get("resource_permissions", ()) if key.count("/") > 1]:
+            del item["resource_permissions"][key]
+    by_native = Policy(items, NATIVE).allows(user(NATIVE, roles=roles, groups=[("ops", "default")]), request_)
+    by_upstream = Policy(items, UPSTREAM).allows(user(UPSTREAM, roles=roles, groups=[("ops", "default")]), request_)
+    assert by_upstream or not by_native
+
+
 @settings(max_examples=50)
 @given(ITEMS, ASKED)
 def test_nothing_that_upstream_refuses_is_allowed_by_names_of_other_domains(
@@ -311,15 +381,53 @@ def test_nothing_that_upstream_refuses_is_allowed_by_names_of_other_domains(
 
 
 def test_explain_names_the_item_and_near_misses() -> None:
-    items = [v1("*/pods", "list"), v1("*/pods", "get", users={"projects": ["demo2"]}), v1("*/nodes", "get")]
+    items = [
+        v1("*/pods", "list"),
+        v1("*/pods", "get", users={"projects": ["demo2", HEX2, "c", "d"]}),
+        v1("*/nodes", "get"),
+        v1("*/pods", "list", users={"projects": ["demo1"], "roles": ["admin"]}),
+        v1("*/nodes", "get", users={"projects": ["demo2"]}),
+        {"nonresource_permissions": {"/healthz": ["get"]}},
+        {**matching("user", "bob"), "users": {"projects": ["demo1"]}},
+        matching("colour", "blue"),
+        {
+            **v1("*/nodes", "list"),
+            "nonresource": {"verbs": ["get"], "path": "*"},
+            "match": [{"type": "x", "values": []}],
+        },
+    ]
     explanation = Policy(items, NATIVE).explain(user(NATIVE), pods())
     assert not explanation.allowed
+    assert explanation.reason == "no item allows it (7 came near); RBAC decides"
     assert explanation.misses == (
         (1, "the verb 'get' is not among its verbs"),
-        (2, "none of the item's projects is the user's"),
+        (2, f"none of the item's projects ('demo2', '{HEX2}', 'c' and 1 more) is the user's"),
         (3, "it means this user, but does not cover pods in namespace default"),
+        (4, "the user lacks the role admin and the verb 'get' is not among its verbs"),
+        (7, "none of the item's users ('bob') is the user's"),
+        (8, "its match has the unknown type 'colour'"),
+        (9, "it means this user, but does not cover pods in namespace default"),
     )
-    assert Policy([*items, v1("*/pods", "get")], NATIVE).explain(user(NATIVE), pods()).item == 4
+    assert Policy([*items, v1("*/pods", "get")], NATIVE).explain(user(NATIVE), pods()).item == 10
+
+
+def test_explain_says_that_sub_resources_are_to_be_named() -> None:
+    item = {**v1("*/nodes", "get")}
+    item["resource_permissions"]["*/pods"] = ["get"]
+    misses = Policy([item], NATIVE).explain(user(NATIVE), pods(**EXEC)).misses
+    assert misses == (
+        (
+            1,
+            "it means this user, but does not cover pods/exec in namespace default; it covers the resource itself, and "
+            "sub-resources are to be named",
+        ),
+    )
+
+
+def test_explain_is_about_paths_where_a_path_is_asked_for() -> None:
+    items = [v1("*/*", "*"), {"nonresource": {"verbs": ["get"], "path": "/api"}, "match": []}]
+    explanation = Policy(items, NATIVE).explain(user(NATIVE), path("/healthz"))
+    assert explanation.misses == ((2, "it means this user, but does not cover the path /healthz"),)
 
 
 # -- validation
@@ -362,6 +470,14 @@ def test_yaml_that_is_none_names_the_line() -> None:
     problem = only(problems('- users: {projects: [demo1]}\n  resource_permissions: {"*/*": [*]}\n')[0])
     assert problem.line == 2
     assert "needs quotes" in problem.reason
+    problem = only(problems("- users:\n\tprojects: [demo]\n")[0])
+    assert problem.line == 2
+    assert "by spaces, not by tabs" in problem.reason
+
+
+def test_a_config_map_in_the_policys_place_is_told_as_one() -> None:
+    problem = only(problems("apiVersion: v1\nkind: ConfigMap\ndata:\n  policies: '[]'\n")[0])
+    assert "under its key `policies`" in problem.reason
 
 
 @pytest.mark.parametrize(
@@ -394,17 +510,48 @@ def test_what_cannot_be_used_is_refused(item: Any, key: str | None, reason: str)
 @pytest.mark.parametrize(
     ("item", "part"),
     [
-        (v1("*/pods", "get"), "sub-resources"),
+        (v1("*/pods", "get"), "such as pods/exec"),
+        (v1("*/!secrets", "get"), "such as pods/exec"),
         (v1("*/*", "get"), "sub-resources"),
-        (v1("*/configmaps", "gett"), "unknown verb"),
+        (v1("*/['configmaps', 'deployments']", "patch"), "such as deployments/scale"),
+        (v1("*/serviceaccounts", "Create"), "such as serviceaccounts/token"),
+        (v1("*/namespaces", "*"), "such as namespaces/finalize"),
+        (v1("*/configmaps", "gett"), "unknown verb 'gett'"),
+        (v2(verbs=["GET"]), "unknown verb 'GET'"),
+        (v1("*/configmaps", " get"), "unknown verb ' get'"),
+        (v1("*/configmaps"), "names no verb"),
         (v1("*/['a'", "get"), "is ignored"),
         (v1("configmaps", "get"), "is ignored"),
+        (v1("/configmaps", "get"), "is empty"),
+        (v1("*/config*", "get"), "stands alone is a wildcard"),
+        (v1("kube-*/configmaps", "get"), "stands alone is a wildcard"),
+        (v1("*/deployments.apps", "get"), "does not look at groups"),
         (v1("*/configmaps", "get", users={"roles": ["member"]}), "nobody is meant"),
         (v1("*/configmaps", "get", users={"projects": ["demo1"], "roles": [HEX]}), "looks like an ID"),
         (v1("*/configmaps", "get", users={"projects": ["*"]}), "no wildcard"),
+        (v1("*/configmaps", "get", users={"projects": [" demo1"]}), "white space around it"),
+        (v1("*/configmaps", "get", users={"projects": ["5f3e1d9c-7b8a-46d2-a1c0-e9f8d7b6a594"]}), "an ID with dashes"),
+        (v1("*/configmaps", "get", users={"projects": [HEX.upper()]}), "in capital letters"),
+        (v1("*/configmaps", "get", users={"projects": [f"keystone:project:{HEX}"]}), "as Kubernetes sees it"),
         ({"resource_permissions": {"*/configmaps": ["get"]}}, "every Keystone user"),
+        ({"nonresource_permissions": {"healthz": ["get"]}}, "a path begins with /"),
+        ({"nonresource_permissions": {"/api/*": ["get"]}}, "no wildcard in nonresource_permissions"),
+        ({"nonresource": {"verbs": ["get"], "path": "api"}, "match": []}, "a path begins with /"),
+        ({"nonresource": {"verbs": ["get", ""], "path": "/api"}, "match": []}, "an empty verb"),
         (matching("colour", "blue"), "unknown type"),
+        (matching("role"), "names no values"),
+        (matching("user", ""), "nobody's name"),
+        (matching("group", HEX), "IDs of projects"),
+        (matching("group", "system:masters"), "a name of Kubernetes' own"),
+        (matching("user", "keystone:alice"), "as Kubernetes sees it"),
+        ({**v2(), "match": []}, "every Keystone user"),
         (v2(version="v1"), "API group"),
+        (v2(version="apps/v1"), "API group"),
+        (v2(namespace="kube-*"), "no namespace is called so"),
+        (v2(resources=["Pods"]), "is compared as it stands"),
+        (v2(resources=["*/log"]), "is compared as it stands"),
+        (v2(resources=["po*"]), "is compared as it stands"),
+        (v2(resources=[]), "names no resource"),
         ({**v2(), **v1("*/configmaps", "get")}, "is not looked at"),
     ],
 )
@@ -414,10 +561,51 @@ def test_what_is_legal_but_surely_not_meant_is_warned_about(item: dict[str, Any]
     assert any(part in warning.reason for warning in warnings), warnings
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        v1("*/configmaps", "get"),
+        v1("default/*", "*"),
+        v1("*/deployments", "get", "list", "watch"),
+        v1("*/['pods', 'pods/log']", "get"),
+        {"users": {"projects": ["demo1"]}, "resource_permissions": {"*/pods": ["get"], "*/pods/log": ["get"]}},
+        v2(),
+        v2(resources=["*", "pods/*", "pods/log"], verbs=["*"], version="apps", namespace=""),
+        {**v2(), "match": [{"type": kind, "values": ["*", "a b", HEX2]} for kind in ("user", "project")]},
+        {"nonresource": {"verbs": ["get"], "path": "*"}, "match": [{"type": "role", "values": ["member"]}]},
+    ],
+)
+def test_what_is_surely_meant_is_not_warned_about(item: dict[str, Any]) -> None:
+    assert problems([item]) == ((), ())
+
+
+def test_a_role_that_no_item_can_reach_is_warned_about_once_where_it_stands() -> None:
+    items = [
+        v1("*/configmaps", "get", users={"roles": ["ops", "member"]}),
+        {**matching("role", "auditor"), "users": {"roles": ["auditor"], "projects": ["demo1"]}},
+        v1("configmaps", "get", users={"roles": ["lost"], "projects": ["demo1"]}),
+        {**v2(), "match": [{"type": "role", "values": ["found", "ops"]}, {"type": "colour", "values": ["*"]}]},
+        {**v2(verbs=[]), "match": [{"type": "role", "values": ["found"]}], "nonresource_permissions": {"/x": ["get"]}},
+        v1("*/configmaps", "get", users={"roles": ["member"], "projects": ["demo1"]}),
+    ]
+    found = [warning for warning in problems(items)[1] if "no item can reach" in warning.reason]
+    assert [(warning.item, warning.key) for warning in found] == [
+        (1, "users.roles[1]"),
+        (3, "users.roles[1]"),
+    ]
+    items[3]["nonresource_permissions"] = {"/x": []}
+    assert len([warning for warning in problems(items[3:4])[1] if "no item can reach" in warning.reason]) == 2
+
+
+def test_upstream_compatible_mode_is_warned_about_what_it_means() -> None:
+    assert problems([v1("*/pods", "get")], upstream_compatible=True) == ((), ())
+    assert "takes it for a name" in only(problems([v1("*/!a[b", "get")], upstream_compatible=True)[1]).reason
+
+
 def test_a_third_half_is_warned_about_where_upstream_ignores_it() -> None:
     item = v1("*/pods/log", "get")
     assert problems([item]) == ((), ())
-    assert "is ignored" in only(problems([item], upstream_compatible=True)[1]).reason
+    assert "is ignored" in problems([item], upstream_compatible=True)[1][0].reason
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", "- [", "\0", "a: b", "- - - x", "'", "42", "null", "\t- a"])
@@ -440,9 +628,28 @@ def test_a_key_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("item", "key"),
+    [
+        ('{"resource_permissions": {"*/x": ["get"]}, "resource_permissions": {}}', "resource_permissions"),
+        ('{"resource_permissions": {"*/x": ["get"], "*/y": [], "*/x": ["list"]}}', "resource_permissions.*/x"),
+        (
+            '{"resource": {}, "match": [{"type": "user", "values": []}, {"values": [], "type": "", "values": ["*"]}]}',
+            "match[2].values",
+        ),
+    ],
+)
+def test_a_key_given_twice_is_refused_in_json_too(item: str, key: str) -> None:
+    problem = only(problems('[{"resource_permissions": {"*/x": ["get"]}}, ' + item + "]")[0])
+    assert (problem.item, problem.key) == (2, key)
+    assert "twice" in problem.reason
+    assert "twice" in only(problems('{"a": 1, "a": 2}')[0]).reason
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[" * 100_000,
+        "[" * 1_000 + "]" * 1_000,
         "- " * 50_000,
         "a: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9)),
@@ -498,10 +705,12 @@ def project_each(size: int) -> list[dict[str, Any]]:
 
 
 def steps(policy: Policy, who: Subject, *requests: Request) -> int:
-    """How many rules are compared with the requests at most."""
+    """How many permissions are compared with a request at most."""
     most = 0
     for request in requests:
-        most = max(most, sum(1 for filed in policy._filed_for(who) for _ in filed.candidates(request)))
+        with mock.patch.object(_Cover, "covers", autospec=True, side_effect=_Cover.covers) as compared:
+            policy.allows(who, request)
+        most = max(most, compared.call_count)
     return most
 
 

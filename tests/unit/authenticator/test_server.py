@@ -158,6 +158,16 @@ def test_a_chunked_body_is_answered(server: Running) -> None:
     assert server.ask(head, b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n").endswith(b"\r\n\r\nhello")
 
 
+@pytest.mark.parametrize("path", ["/now", "/later"])
+@pytest.mark.parametrize("line", [b"POST %b HTTP/1.0", b"POST %b HTTP/1.1\r\nConnection: close"])
+def test_a_client_that_wants_an_end_gets_it_each_time(server: Running, path: str, line: bytes) -> None:
+    request = line.replace(b"%b", path.encode()) + b"\r\nContent-Length: 5\r\n\r\nhello"
+    for _ in range(3):
+        answer = server.ask(request)
+        assert answer.endswith(b"hello")
+        assert b"Connection: close" in answer
+
+
 def test_requests_sent_ahead_are_answered_in_order(server: Running) -> None:
     requests = [post("/later" if number % 2 else "/now", b"body-%d" % number) for number in range(6)]
     answer = server.ask(b"".join(requests) + post("/now", b"last", CLOSE))

@@ -68,7 +68,7 @@ if command == "validate-policy":
     else:
         errors = [dict(item=n, line=n, key="match", reason="is missing")
                   for n, item in enumerate(items, 1) if "match" not in item]
-    warnings = [dict(item=1, line=1, key=None, reason="no one can reach this")] if "warn" in text else []
+    warnings = [dict(item=1, line=1, key=None, reason="no one can reach this")] * text.count("warn")
     print(json.dumps(dict(valid=not errors, rules=len(items or []), errors=errors, warnings=warnings,
                           policy=None if errors else items)))
     sys.exit(1 if errors else 0)

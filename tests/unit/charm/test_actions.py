@@ -21,6 +21,13 @@ def test_reload_policy_reports_what_the_running_service_has(unit, machine):
     }
 
 
+def test_reload_policy_tells_what_was_surely_not_meant(unit):
+    unit.configure(policy=POLICY).run()
+
+    results = unit.configure(policy="- match: []  # warn\n").action("reload-policy")
+    assert results["warnings"] == "line 1, item 1: no one can reach this"
+
+
 @pytest.mark.parametrize(
     ("policy", "complaint"),
     [("- {match: []}\n- {}\n", "policy: line 2, item 2, key match: is missing"), ("", "policy: is empty")],
@@ -79,6 +86,22 @@ def test_check_access_takes_a_path(unit):
     misses = unit.action("check-access", user="alice", path="/healthz")["misses"]
     assert '"path": "/healthz"' in misses
     assert '"resource"' not in misses
+
+
+def test_check_access_takes_access_rules_as_openstack_does(unit):
+    unit.configure(policy=POLICY).run()
+
+    rules = '[{"service": "kubernetes", "method": "GET", "path": "/**", "id": "r"}]'
+    misses = unit.action("check-access", **{"user": "alice", "resource": "pods", "access-rules": rules})["misses"]
+    assert '"access_rules": [{"method": "GET", "path": "/**", "service": "kubernetes"}]' in misses
+    assert "access_rules" not in unit.action("check-access", user="alice", resource="pods")["misses"]
+    for bad, where in (
+        ("GET /**", "access-rules"),
+        ("{}", "access-rules"),
+        ('[{"path": "/"}]', "access-rules.0.service"),
+    ):
+        with pytest.raises(ops.testing.ActionFailed, match=f"^{where}: .* expected JSON such as"):
+            unit.action("check-access", **{"user": "alice", "resource": "pods", "access-rules": bad})
 
 
 @pytest.mark.parametrize("parameters", [{}, {"resource": "pods", "path": "/healthz"}])

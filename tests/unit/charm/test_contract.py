@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import actions
 import authenticator
 import config
 import webhook
@@ -36,11 +39,23 @@ def places(machine) -> Places:
     return made
 
 
+def with_policy(text: str, **options: Any) -> CharmConfig:
+    return CharmConfig(keystone_url="https://keystone.example:5000", policy=text, **options)
+
+
 def test_a_policy_in_both_formats_is_valid_and_becomes_json(places):
-    policy = authenticator.validate_policy(places, GOOD)
+    policy = authenticator.validate_policy(places, with_policy(GOOD))
 
     assert policy.rules == 2
-    assert authenticator.validate_policy(places, policy.content.decode()).content == policy.content
+    assert authenticator.validate_policy(places, with_policy(policy.content.decode())).content == policy.content
+
+
+def test_what_a_policy_is_warned_about_depends_on_the_mode(places):
+    native = authenticator.validate_policy(places, with_policy(GOOD))
+    compatible = authenticator.validate_policy(places, with_policy(GOOD, upstream_compatible=True))
+
+    assert any("sub-resources" in warning for warning in native.warnings)
+    assert compatible.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +69,7 @@ def test_a_policy_in_both_formats_is_valid_and_becomes_json(places):
 )
 def test_what_is_wrong_with_a_policy_is_said_with_its_place(places, text, parts):
     with pytest.raises(ConfigError) as raised:
-        authenticator.validate_policy(places, text)
+        authenticator.validate_policy(places, with_policy(text))
     for part in parts:
         assert part in str(raised.value)
 
@@ -90,20 +105,29 @@ def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine
     group = places.tls.stat().st_gid
     chosen = CharmConfig(keystone_url="https://keystone.example:5000")
     tls = webhook.ensure_tls(places, chosen.listen, group)
-    authenticator.write_inputs(places, chosen, authenticator.validate_policy(places, GOOD).content)
+    authenticator.write_inputs(places, chosen, authenticator.validate_policy(places, with_policy(GOOD)).content)
     authenticator.write_settings(places, chosen, tls, chained=None, authorization=True, backends=Backends())
     launcher = places.opt / "current" / authenticator.LAUNCHER
     launcher.parent.mkdir(parents=True)
     launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m keystone_authenticator "$@"\n')
     launcher.chmod(0o755)
-    request = {
-        "user": "alice", "domain": None, "project": None, "project_name": "demo", "roles": ["member"], "groups": [],
-        "verb": "list", "namespace": "default", "resource": "pods", "subresource": "", "api_group": "", "name": "",
-    }  # fmt: skip
 
-    assert authenticator.explain(places, request).item == 1
-    verdict = authenticator.explain(places, {**request, "roles": ["reader"]})
-    assert not verdict.allowed
+    def check(**changes: Any) -> dict[str, Any]:
+        asked = {"user": "alice", "project-name": "demo", "roles": "member", "verb": "list", "namespace": "default"}
+        parameters = {**asked, "resource": "pods", **changes}
+        named = {key.replace("-", "_"): value for key, value in parameters.items()}
+        return actions.check_access(places, actions.Access.model_validate(named))
+
+    assert check()["item"] == 1
+    assert check(roles="reader") == {
+        "allowed": "false",
+        "reason": "no item allows it (2 came near); RBAC decides",
+        "misses": "item 1: the user lacks the role member\n"
+        "item 2: none of the item's roles ('admin') is the user's and the verb 'list' is not among its verbs",
+    }
+    for path, allowed in (("/api/v1/**", "true"), ("/apis/**", "false")):
+        rules = json.dumps([{"service": "kubernetes", "method": "GET", "path": path}])
+        assert check(**{"access-rules": rules, "api-version": "v1"})["allowed"] == allowed
 
 
 def test_the_private_port_is_the_one_that_the_contract_names():

@@ -195,6 +195,14 @@ def test_warnings_of_a_policy_are_logged(unit):
     assert "item 1: no one can reach this" in unit.log
 
 
+def test_of_many_warnings_as_many_are_logged_as_people_read(unit, caplog):
+    unit.configure(policy="- {match: [" + "warn, " * 60 + "]}").run()
+
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("policy: ")]
+    assert len(told) == 51
+    assert told[-1] == "policy: and 10 more"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
