@@ -288,7 +288,7 @@ def access_review(
 
 
 def free_port() -> int:
-    """A free port below those that the system gives to connections that go out: one of these could take it meanwhile."""
+    """A free port below those that the system gives to outgoing connections: one of these could take it meanwhile."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with socket.socket() as sock, contextlib.suppress(OSError):
