@@ -219,3 +219,13 @@ def test_a_list_with_selectors_is_decided_as_the_list_without_them(
                     400 if query.endswith("=x") and code == 200 else code
                 )
         assert server.send("DELETE", "/api/v1/namespaces/default/pods?labelSelector=a", token)[0] == 403
+
+
+def test_the_api_server_says_no_audit_id_with_its_reviews(keystone: Keystone, with_us: Callable[..., Any]) -> None:
+    """docs/observing.md says so, and how to follow a request without it: if a later one does, it is to be told there."""
+    project = keystone.project("audited")
+    token = keystone.token(keystone.member("audie", project), project)
+    with with_us(None, log_level="debug") as (server, service):
+        assert server.send("GET", "/version", token)[0] == 200
+        assert "TokenReview v1: authenticated" in service.log
+        assert "audit ID" not in service.log
