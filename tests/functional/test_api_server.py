@@ -222,7 +222,7 @@ def test_a_list_with_selectors_is_decided_as_the_list_without_them(
 
 
 def test_the_api_server_says_no_audit_id_with_its_reviews(keystone: Keystone, with_us: Callable[..., Any]) -> None:
-    """docs/observing.md says so, and how to follow a request without it: if a later one does, it is to be told there."""
+    """docs/observing.md says so, and how to follow a request without it: if a later one does, it is to say so."""
     project = keystone.project("audited")
     token = keystone.token(keystone.member("audie", project), project)
     with with_us(None, log_level="debug") as (server, service):
