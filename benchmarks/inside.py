@@ -107,7 +107,7 @@ class FakeKeystone(Client):
         if url.endswith("/groups"):
             groups = [{"id": f"{number:032x}", "name": f"team-{number}", "domain_id": "default"} for number in (1, 2)]
             return Answer(200, json.dumps({"groups": groups, "links": {"next": None}}).encode())
-        found = {
+        token = {
             "methods": ["password"],
             "user": {"id": f"{who:032x}", "name": f"user-{who}", "domain": domain, "password_expires_at": None},
             "project": {"id": f"{who % 500:032x}", "name": f"project-{who % 500}", "domain": domain},
@@ -117,11 +117,10 @@ class FakeKeystone(Client):
             "audit_ids": ["x" * 22],
             "is_domain": False,
         }
-        return Answer(200, json.dumps({"token": found}).encode())
+        return Answer(200, json.dumps({"token": token}).encode())
 
 
-def token(number: int, issued: bytes) -> str:
-    """Give the token of that number."""
+def _token(number: int, issued: bytes) -> str:
     raw = b"\x80" + issued + number.to_bytes(8, "big") + bytes(8 + 112) + bytes(32)
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -137,7 +136,7 @@ async def million() -> dict[str, Any]:
     began = time.monotonic()
     done = 0
     while done < TOKENS and time.monotonic() - began < MOST_SECONDS:
-        answer = authenticator.answer(TokenReview("v1", token(done, issued), ()), True)
+        answer = authenticator.answer(TokenReview("v1", _token(done, issued), ()), True)
         if not isinstance(answer, bytes):
             answer = await answer
         if b'"username":"keystone:user-%d"' % (done % IDENTITIES) not in answer:
@@ -148,7 +147,7 @@ async def million() -> dict[str, Any]:
     sample = random.Random(1).sample(range(done), 10_000)
     known = 0
     for number in sample:
-        again = authenticator.answer(TokenReview("v1", token(number, issued), ()), True)
+        again = authenticator.answer(TokenReview("v1", _token(number, issued), ()), True)
         if isinstance(again, bytes):
             known += 1
         else:
