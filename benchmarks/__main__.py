@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from benchmarks import measure, report, work
+from benchmarks import measure, report, start, work
 from benchmarks.servers import Files
 from testbed import setup
 from testbed.cache import Run, TestbedError, say
@@ -30,6 +30,7 @@ def main() -> int:
             minted = work.mint(keystone, accounts, measure.MINTED)
             bench = measure.Bench(Files(run.folder), keystone, client, accounts, minted)
             rows = list(measure.everything(bench))
+        rows += start.rows(bench.files, client, measure.PASSES)
     finally:
         run.remove()
     facts = report.circumstances(measure.versions(), time.monotonic() - began, report.others() - others)

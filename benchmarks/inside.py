@@ -1,4 +1,4 @@
-"""Figures that need no server: `decisions` (policy by size) and `million` (memory). Prints one object of JSON.
+"""Figures that need no Keystone: `decisions` (policy by size) and `million` (memory, rate). Prints one object of JSON.
 
 A process of its own, as memory is measured, and one that a collection of the benchmark's own objects does not disturb.
 """
@@ -12,24 +12,28 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 
 from benchmarks import work
 from keystone_authenticator.authentication import Authenticator, ClusterTokens, KeystoneTokens, KeystoneValidator
 from keystone_authenticator.identity import Marks, Subject
 from keystone_authenticator.keystone import Keystone
+from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.outbound import Answer, Client
 from keystone_authenticator.policy import Policy, Request
 from keystone_authenticator.reviews import TokenReview
-from keystone_authenticator.service import load_policy
+from keystone_authenticator.service import Service, load_policy
 
 TOKENS = 1_000_000
 IDENTITIES = 10_000
 MOST_SECONDS = 240.0
+# So many of them, at random, are asked about again.
+SAMPLE = 100_000
 QUESTIONS = 5_000
 # A few questions, whose part of the policy stays in the processor's caches, tell how many steps a decision takes; many
 # tell what it costs to have so much of the policy in use.
@@ -125,12 +129,18 @@ def _token(number: int, issued: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-async def million() -> dict[str, Any]:
-    """Review a million tokens of 10,000 people, and say what is resident afterwards."""
+async def million(settings: Path, client: Sequence[str]) -> dict[str, Any]:
+    """Review a million tokens of 10,000 people, say what is resident afterwards, and how fast known ones are answered.
+
+    `client` is the command of the benchmarks' client but for what it shall ask; `settings` are those of a service.
+    """
     # Times as long as it takes, so that nothing but the bounds of the caches makes an entry go.
-    client = FakeKeystone("Keystone", None, 4)
-    validator = KeystoneValidator(Keystone("https://fake/v3", client), work.OURS.naming, 3600, 0)
+    keystone = Keystone("https://fake/v3", FakeKeystone("Keystone", None, 4))
+    validator = KeystoneValidator(keystone, work.OURS.naming, 3600, 0)
+    service = Service(settings, Metrics())
+    await service.start(None, None)
     authenticator = Authenticator(KeystoneTokens(validator, 3600, 0), ClusterTokens(None))
+    service.authenticator = authenticator
     issued = int(time.time()).to_bytes(8, "big")
     before = _memory("VmRSS")
     began = time.monotonic()
@@ -144,7 +154,7 @@ async def million() -> dict[str, Any]:
         done += 1
     seconds = time.monotonic() - began
     resident, peak = _memory("VmRSS"), _memory("VmHWM")
-    sample = random.Random(1).sample(range(done), 10_000)
+    sample = random.Random(1).sample(range(done), min(done, SAMPLE))
     known = 0
     for number in sample:
         again = authenticator.answer(TokenReview("v1", _token(number, issued), ()), True)
@@ -159,7 +169,30 @@ async def million() -> dict[str, Any]:
         "resident": resident,
         "peak": peak,
         "still known": known / len(sample),
+        "rates": await _rates(settings.parent, client, sample, issued),
     }
+
+
+async def _rates(folder: Path, client: Sequence[str], sample: Sequence[int], issued: bytes) -> dict[str, list[float]]:
+    """Reviews/s about 26 of the tokens and about many of them, by turns."""
+    asked: dict[str, Path] = {}
+    for name, numbers in (("few", sample[: work.USERS]), ("many", sample)):
+        holders = [(number, number % IDENTITIES) for number in numbers]
+        items = [
+            work.token_item(work.OURS, _token(number, issued), {"user": f"keystone:user-{who}", "uid": f"{who:032x}"})
+            for number, who in holders
+        ]
+        asked[name] = work.save(folder / f"million-{name}", items)
+    rates: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(5):
+        for name, path in asked.items():
+            command = [*client, f"-work={path}", "-connections=16", "-duration=1s"]
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            told = json.loads((await process.communicate())[0])
+            if told["refused"] or told["wrong"] or told["failed"]:
+                raise AssertionError(f"wrong answers: {told}")
+            rates[name].append(told["rate"])
+    return rates
 
 
 def _memory(what: str) -> float:
@@ -168,4 +201,8 @@ def _memory(what: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(decisions() if sys.argv[1] == "decisions" else asyncio.run(million())))
+    if sys.argv[1] == "decisions":
+        print(json.dumps(decisions()))
+    else:
+        uvloop.install()
+        print(json.dumps(asyncio.run(million(Path(sys.argv[2]), sys.argv[3:]))))

@@ -15,13 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from benchmarks import HERE, servers, work
-from benchmarks.measure import client_command
-from benchmarks.report import spread
+from benchmarks.measure import client_command, ratios, times
+from benchmarks.report import Row, spread, table
 from benchmarks.servers import ENVIRONMENT, Files, Server
 from benchmarks.work import OURS
 from testbed import setup
@@ -29,9 +28,8 @@ from testbed.cache import Run, TestbedError, say
 from testbed.processes import free_port, process
 
 PASSES = 7
-WAITING = (
-    400  # a new connection costs about 3 ms; an API server has 25 kept ones and makes more when it has more to ask
-)
+# A new connection costs about a millisecond; an API server has 25 kept ones and makes more when it has more to ask.
+WAITING = 400
 
 
 class Nowhere:
@@ -108,9 +106,29 @@ def _behind(files: Files, held: socket.socket, path: Path) -> Iterator[None]:
         yield
 
 
-def ratios(over: Sequence[float], under: Sequence[float]) -> float:
-    """Give the median of the ratios, pass by pass."""
-    return median(one / other for one, other in zip(over, under, strict=True))
+def rows(files: Files, client: Path, passes: int) -> list[Row]:
+    """Measure, by turns."""
+    taken: dict[str, list[float]] = {"empty": [], "ours": [], "uncompiled": [], "waiting": []}
+    for number in range(passes):
+        say(f"start to ready, {number + 1} of {passes}")
+        taken["empty"].append(empty(files))
+        taken["ours"].append(ours(files))
+        taken["uncompiled"].append(ours(files, "-X", f"pycache_prefix={files.folder}/none", "-B"))
+        taken["waiting"].append(waited_for(files, client))
+    least = f"{spread(taken['empty'])}: an empty server in Python (asyncio, ssl)"
+    return [
+        Row(
+            f"start to {what}, s",
+            spread(taken[name]),
+            ratio=f"{times(ratios(taken[name], taken['empty']))} the empty one's",
+            limit=least,
+        )
+        for name, what in (
+            ("ours", "the first answer"),
+            ("uncompiled", "the first answer, nothing compiled"),
+            ("waiting", f"the last answer of {WAITING} reviews that wait, each on a new mTLS connection"),
+        )
+    ]
 
 
 def main() -> int:
@@ -118,26 +136,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     client = setup.benchmark_program("client")
     kept = Run("start")
-    taken: dict[str, list[float]] = {"empty": [], "ours": [], "uncompiled": [], "waiting": []}
     try:
-        files = Files(kept.folder)
-        for number in range(PASSES):
-            say(f"start to ready, {number + 1} of {PASSES}")
-            taken["empty"].append(empty(files))
-            taken["ours"].append(ours(files))
-            taken["uncompiled"].append(ours(files, "-X", f"pycache_prefix={files.folder}/none", "-B"))
-            taken["waiting"].append(waited_for(files, client))
+        print(table(rows(Files(kept.folder), client, PASSES)))
     finally:
         kept.remove()
-    rows = {
-        "an empty server in Python (asyncio, ssl)": taken["empty"],
-        "ours, to the first answer": taken["ours"],
-        "ours, nothing compiled": taken["uncompiled"],
-        f"ours, to the last answer of {WAITING} reviews that wait, each on a new mTLS connection": taken["waiting"],
-    }
-    print("| start to | s | to the empty one's |\n| --- | --- | --- |")
-    for what, seconds in rows.items():
-        print(f"| {what} | {spread(seconds)} | {ratios(seconds, taken['empty']):.1f}x |")
     return 0
 
 

@@ -88,20 +88,22 @@ def _segment(content: bytes) -> str:
 
 def token_items(side: Side, tokens: Iterable[str], accounts: Sequence[Account]) -> list[dict[str, Any]]:
     """Ask about tokens whose holders take turns; the empty handler says always the first. No accounts: all refused."""
-    items: list[dict[str, Any]] = []
-    for number, token in enumerate(tokens):
-        body = {
-            "kind": "TokenReview",
-            "apiVersion": f"authentication.k8s.io/{side.version}",
-            "metadata": {"creationTimestamp": None},
-            "spec": {"token": token, "audiences": AUDIENCES},
-            "status": {"user": {}},
-        }
-        item: dict[str, Any] = {"body": body}
-        if accounts:
-            item |= _holder(side, accounts, number)
-        items.append(item)
-    return items
+    return [
+        token_item(side, token, _holder(side, accounts, number) if accounts else {})
+        for number, token in enumerate(tokens)
+    ]
+
+
+def token_item(side: Side, token: str, holder: dict[str, str]) -> dict[str, Any]:
+    """Ask about a token; without a holder it must be refused."""
+    body = {
+        "kind": "TokenReview",
+        "apiVersion": f"authentication.k8s.io/{side.version}",
+        "metadata": {"creationTimestamp": None},
+        "spec": {"token": token, "audiences": AUDIENCES},
+        "status": {"user": {}},
+    }
+    return {"body": body, **holder}
 
 
 def _holder(side: Side, accounts: Sequence[Account], number: int) -> dict[str, str]:

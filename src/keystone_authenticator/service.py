@@ -323,7 +323,7 @@ class Service:
         by_use = {sock.getsockname()[:2] == private_address: sock for sock in inherited}
         webhook, private = by_use.get(False), by_use.get(True)
         self._webhook_address = webhook.getsockname()[:2] if webhook is not None else None
-        await self._start(webhook, private)
+        await self.start(webhook, private)
         # What is here now stays: the collector need not look at it while reviews wait.
         gc.collect()
         gc.freeze()
@@ -346,7 +346,13 @@ class Service:
             if part is not None:
                 await part.close()
 
-    async def _start(self, webhook: socket.socket | None, private: socket.socket | None) -> None:
+    async def start(self, webhook: socket.socket | None, private: socket.socket | None) -> None:
+        """Begin to answer, on these sockets or on our own; nothing is followed yet.
+
+        Raises:
+            StartError: it cannot serve at all.
+
+        """
         await self.look()
         if self._tls_context is None:
             raise StartError(f"the endpoint's certificate cannot be used: {self._tls_part.error}")
