@@ -1,0 +1,289 @@
+"""The plug-in as pip installs it, under the real kubectl, before a real API server with our authenticator behind it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from testbed import setup
+from testbed.control import ControlPlane
+from testbed.keystone import Keystone, Project, User
+from tests.unit.authenticator.support import Authority, Service, serving
+from tests.unit.plugin.support import Plugin
+
+pytestmark = pytest.mark.functional
+
+PROJECT = Path(__file__).resolve().parents[2]
+RBAC = "rbac.authorization.k8s.io"
+LOGGED_OUT = ("You must be logged in", "Unauthorized", "provide credentials")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs that pip makes in a fresh environment; without what other logins need."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT], check=True)
+    return folder / "bin"
+
+
+@dataclass
+class Cluster:
+    """An API server that asks our authenticator, and a Keystone."""
+
+    api: ControlPlane
+    keystone: Keystone
+    service: Service
+    demo: Project
+    alice: User
+
+
+def webhook(authority: Authority, service: Service) -> str:
+    """The API server's kubeconfig for the authenticator."""
+    certificate, key = service.client
+    cluster = {"server": f"https://127.0.0.1:{service.port}/webhook", "certificate-authority": str(authority.ca)}
+    user = {"client-certificate": str(certificate), "client-key": str(key)}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "webhook", "cluster": cluster}],
+            "users": [{"name": "api", "user": user}],
+            "contexts": [{"name": "webhook", "context": {"cluster": "webhook", "user": "api"}}],
+            "current-context": "webhook",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with contextlib.ExitStack() as stack:
+        # Without a cache, so that what is revoked is known to be at once.
+        keystone = stack.enter_context(Keystone(caching=False))
+        settings = {"keystone": {"url": keystone.url, "ca": str(keystone.ca)}, "token_cache_ttl": 0.1}
+        service = stack.enter_context(serving(folder, authority, **settings))
+        (folder / "webhook.yaml").write_text(webhook(authority, service))
+        flags = [
+            f"--authentication-token-webhook-config-file={folder}/webhook.yaml",
+            "--authentication-token-webhook-version=v1",
+            "--authentication-token-webhook-cache-ttl=1s",
+        ]
+        api = stack.enter_context(ControlPlane(flags))
+        demo = keystone.project("demo")
+        alice = keystone.member("alice", demo)
+        # No controller runs that would fill the role `view`.
+        rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}
+        role = {"apiVersion": f"{RBAC}/v1", "kind": "ClusterRole", "metadata": {"name": "pods"}, "rules": [rule]}
+        group = {"apiGroup": RBAC, "kind": "Group", "name": f"keystone:project:{demo.id}"}
+        reference = {"apiGroup": RBAC, "kind": "ClusterRole", "name": "pods"}
+        binding = {**role, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [group]}
+        for kind, thing in (("clusterroles", role), ("clusterrolebindings", binding)):
+            assert api.send("POST", f"/apis/{RBAC}/v1/{kind}", body=thing).status_code == 201
+        yield Cluster(api, keystone, service, demo, alice)
+
+
+@dataclass
+class Person:
+    """Somebody with a home, a kubeconfig and kubectl."""
+
+    cluster: Cluster
+    home: Path
+    programs: Path
+    user: dict = field(default_factory=dict)
+
+    def configure(
+        self,
+        arguments: Sequence[str],
+        command: str = "kubectl-keystone-auth",
+        version: str = "v1",
+        **environment: str,
+    ) -> None:
+        """Write the kubeconfig."""
+        api, keystone = self.cluster.api, self.cluster.keystone
+        words = [f"--keystone-url={keystone.url}", *arguments]
+        login = {
+            "apiVersion": f"client.authentication.k8s.io/{version}",
+            "command": command,
+            "args": words,
+            "env": [{"name": name, "value": value} for name, value in environment.items()],
+        }
+        if version == "v1":
+            login["interactiveMode"] = "IfAvailable"
+        ca = base64.b64encode(api.ca.read_bytes()).decode()
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "k", "cluster": {"server": api.server, "certificate-authority-data": ca}}],
+            "users": [{"name": "keystone", "user": {"exec": login}}],
+            "contexts": [{"name": "k", "context": {"cluster": "k", "user": "keystone"}}],
+            "current-context": "k",
+        }
+        path = self.home / ".kube" / "config"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start kubectl."""
+        environment = {
+            "HOME": str(self.home),
+            "PATH": f"{self.programs}:{setup.kubernetes()}:{os.environ['PATH']}",
+            "OS_CACERT": str(self.cluster.keystone.ca),
+        }
+        return subprocess.Popen(
+            [setup.kubernetes() / "kubectl", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kubectl(self, *arguments: str) -> tuple[int, str, str]:
+        """Run kubectl."""
+        started = self.begin(*arguments)
+        output, errors = started.communicate(timeout=120)
+        return started.returncode, output, errors
+
+    def name(self) -> str:
+        """Whom the cluster takes this person for."""
+        code, output, errors = self.kubectl("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
+        assert code == 0, errors
+        return output
+
+
+@pytest.fixture
+def person(cluster: Cluster, tmp_path: Path, installed: Path) -> Person:
+    return Person(cluster, tmp_path, installed)
+
+
+def logins(cluster: Cluster) -> int:
+    """How many logins Keystone has seen; the plug-in's alone, as it names itself."""
+    calls = cluster.keystone.calls("POST", "/v3/auth/tokens")
+    return sum(call.agent.startswith("kubectl-keystone-auth/") for call in calls)
+
+
+def password(person: Person) -> None:
+    """Configure a login by password."""
+    person.configure(("--user-name=alice", "--project-name=demo"), OS_PASSWORD=person.cluster.alice.password)
+
+
+def test_pip_installs_the_plug_in_and_nothing_else(installed: Path) -> None:
+    programs = {path.name for path in installed.iterdir() if "kubectl" in path.name}
+    assert programs == {"kubectl-keystone-auth", "kubectl-keystone_auth"}
+    packages = next((installed.parent / "lib").iterdir()) / "site-packages"
+    found = {path.name for path in packages.iterdir()} - {"pip", "setuptools", "_distutils_hack", "pkg_resources"}
+    found = {name for name in found if not name.startswith(("pip-", "setuptools-", "distutils-precedence", "__pyc"))}
+    assert {name.split("-")[0] for name in found} == {"kubectl_keystone_auth"}
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+def test_an_application_credential_gets_pods(person: Person, version: str) -> None:
+    credential = person.cluster.keystone.application_credential(person.cluster.alice, person.cluster.demo)
+    person.configure(
+        [f"--application-credential-id={credential.id}"],
+        version=version,
+        OS_APPLICATION_CREDENTIAL_SECRET=credential.secret,
+    )
+    assert person.kubectl("get", "pods") == (0, "", "No resources found in default namespace.\n")
+    assert person.name() == "keystone:alice"
+
+
+def test_a_file_as_horizon_writes_it_works_with_the_program_beside_it(person: Person, installed: Path) -> None:
+    credential = person.cluster.keystone.application_credential(person.cluster.alice, person.cluster.demo)
+    person.configure(
+        [
+            "--domain-name=none",
+            f"--user-name={person.cluster.alice.id}",
+            f"--application-credential-id={credential.id}",
+            f"--application-credential-secret={credential.secret}",
+        ],
+        command="bin/kubectl-keystone-auth",
+        version="v1beta1",
+    )
+    (person.home / ".kube" / "bin").mkdir()
+    (person.home / ".kube" / "bin" / "kubectl-keystone-auth").symlink_to(installed / "kubectl-keystone-auth")
+    assert person.name() == "keystone:alice"
+
+
+def test_ten_kubectls_at_once_log_in_once(person: Person) -> None:
+    password(person)
+    person.cluster.keystone.forget_calls()
+    begun = [person.begin("get", "pods") for _ in range(10)]
+    assert [one.communicate(timeout=120)[1] for one in begun] == ["No resources found in default namespace.\n"] * 10
+    assert logins(person.cluster) == 1
+
+
+def test_a_wrong_password_is_one_try_although_kubectl_asks_five_times(person: Person) -> None:
+    person.configure(("--user-name=alice", "--project-name=demo"), OS_PASSWORD="wrong word")
+    person.cluster.keystone.forget_calls()
+    code, output, errors = person.kubectl("get", "pods")
+    assert (code, output) == (1, "")
+    assert "kubectl-keystone-auth: Keystone refuses 'alice' (domain 'default'): user name, domain or pass" in errors
+    assert errors.rstrip().endswith("failed with exit code 3")
+    assert "wrong word" not in errors
+    # The second request tells whether it is the password or the project.
+    assert logins(person.cluster) == 2
+
+
+def test_what_is_missing_is_said_where_there_is_no_terminal(person: Person) -> None:
+    person.configure(("--user-name=alice", "--project-name=demo"))
+    code, _, errors = person.kubectl("get", "pods")
+    assert code == 1
+    assert "missing, and there is no terminal to ask on: the password (OS_PASSWORD)" in errors
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_after_a_token_was_revoked_the_second_kubectl_works_at_the_latest(person: Person, cached: bool) -> None:
+    """With what kubectl knows of the API cached, it sends one request, and a refusal of that is its end."""
+    password(person)
+    assert person.kubectl("get", "pods")[0] == 0
+    plugin = Plugin(person.home, person.cluster.keystone.ca)
+    words = (f"--keystone-url={person.cluster.keystone.url}", "--user-name=alice", "--project-name=demo")
+    first = plugin.cache(*words).entry()
+    assert first is not None
+    time.sleep(1.1)  # Keystone keeps no revocation apart from an issue within the same second
+    person.cluster.keystone.revoke_token(first.token)
+    plugin.age(100, None, *words)
+    if not cached:
+        for folder in ("discovery", "http"):
+            subprocess.run(["rm", "-rf", person.home / ".kube" / "cache" / folder], check=True)
+    deadline = time.monotonic() + 30
+    # The API server keeps a yes for some seconds.
+    while (said := person.kubectl("get", "pods"))[0] == 0 and plugin.cache(*words).entry().token == first.token:  # pyright: ignore[reportOptionalMemberAccess]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert said[0] == 0 or any(word in said[2] for word in LOGGED_OUT)
+    assert person.kubectl("get", "pods")[0] == 0
+    second = plugin.cache(*words).entry()
+    assert second is not None
+    assert second.token != first.token
+
+
+def test_a_token_at_hand_goes_on_while_keystone_is_away(person: Person) -> None:
+    password(person)
+    assert person.kubectl("get", "pods")[0] == 0
+    person.cluster.keystone.stop()
+    try:
+        # The authenticator trusts what it knew; the plug-in has what it needs.
+        assert person.kubectl("get", "pods")[0] == 0
+    finally:
+        person.cluster.keystone.start()
+
+
+def test_kubectl_finds_the_commands(person: Person) -> None:
+    password(person)
+    code, output, _ = person.kubectl("keystone-auth", "--help")
+    assert code == 0
+    assert "--application-credential-id" in output
