@@ -138,8 +138,10 @@ class Keystone:
 
     # --- one request
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None, token: str = "") -> Answer:
-        """Send a request below the URL, and give the answer of whatever status.
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, token: str = "", subject: str = ""
+    ) -> Answer:
+        """Send a request below the URL, with a token and about a token if there are any; give the answer of any status.
 
         Raises:
             Unreachable: there was none.
@@ -154,6 +156,8 @@ class Keystone:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
         if token:
             headers["X-Auth-Token"] = token
+        if subject:
+            headers["X-Subject-Token"] = subject
         self._conversation.request(method, f"{self.url}{path}", headers, body)
         try:
             answer = self._exchange(method, f"{self._parts.path}{path}", headers, data)

@@ -66,14 +66,16 @@ SECRET_ALONE = frozenset(
 class Options:
     """What was asked for.
 
-    `given` maps OpenStack's option names (`auth_url`, `project_name`, …) to texts. `auth_type` is how to log in; empty
-    where a cloud of clouds.yaml says it. No dataclass: those cost as much as the interpreter itself.
+    `given` maps OpenStack's option names (`auth_url`, `project_name`, …) to texts, `found` the same to what a cloud's
+    file said, once it was read. `auth_type` is how to log in; empty where a cloud of clouds.yaml says it. No dataclass:
+    those cost as much as the interpreter itself.
     """
 
-    __slots__ = ("auth_type", "given", "keep", "verbose")
+    __slots__ = ("auth_type", "found", "given", "keep", "verbose")
 
     def __init__(self, given: dict[str, str], auth_type: str, *, verbose: bool = False, keep: bool = True) -> None:
         self.given = given
+        self.found: dict[str, str] = {}
         self.auth_type = auth_type
         self.verbose = verbose
         self.keep = keep
@@ -81,8 +83,8 @@ class Options:
     def get(self, *names: str) -> str:
         """Give the first of these options that has a value, or an empty text."""
         for name in names:
-            if self.given.get(name):
-                return self.given[name]
+            if value := self.given.get(name) or self.found.get(name):
+                return value
         return ""
 
     @property

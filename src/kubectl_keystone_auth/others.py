@@ -140,6 +140,9 @@ def _of_cloud(options: Options, interactive: bool, conversation: Conversation) -
         url = (region.config.get("auth") or {}).get("auth_url")
         if isinstance(url, str) and url:
             check_url(url, options.insecure or region.config.get("verify") is False)
+            options.found = {"auth_url": url}
+            for name in ("cacert", "cert", "key"):
+                options.found[name] = str(region.config.get(name) or "")
         session = region.get_session()
     except ConfigException as error:
         raise BadInput(f"the cloud {name!r} of clouds.yaml: {error}") from None

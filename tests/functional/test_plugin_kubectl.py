@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT], check=True)
+    yaml_too = f"pyyaml=={importlib.metadata.version('pyyaml')}"
+    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT, yaml_too], check=True)
     return folder / "bin"
 
 
@@ -72,13 +75,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
     with contextlib.ExitStack() as stack:
         # Without a cache, so that what is revoked is known to be at once.
         keystone = stack.enter_context(Keystone(caching=False))
-        settings = {"keystone": {"url": keystone.url, "ca": str(keystone.ca)}, "token_cache_ttl": 0.1}
+        everything = {"users": {"projects": ["demo"]}, "resource_permissions": {"*/*": ["*"]}}
+        (folder / "policy.json").write_text(json.dumps([everything]))
+        settings = {
+            "keystone": {"url": keystone.url, "ca": str(keystone.ca)},
+            "token_cache_ttl": 0.1,
+            "policy": str(folder / "policy.json"),
+        }
         service = stack.enter_context(serving(folder, authority, **settings))
         (folder / "webhook.yaml").write_text(webhook(authority, service))
         flags = [
             f"--authentication-token-webhook-config-file={folder}/webhook.yaml",
             "--authentication-token-webhook-version=v1",
             "--authentication-token-webhook-cache-ttl=1s",
+            "--authorization-mode=Webhook",
+            f"--authorization-webhook-config-file={folder}/webhook.yaml",
+            "--authorization-webhook-version=v1",
         ]
         api = stack.enter_context(ControlPlane(flags))
         demo = keystone.project("demo")
@@ -101,7 +113,6 @@ class Person:
     cluster: Cluster
     home: Path
     programs: Path
-    user: dict = field(default_factory=dict)
 
     def configure(
         self,
@@ -134,12 +145,13 @@ class Person:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(content))
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start kubectl."""
+    def begin(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start kubectl, with more in its environment."""
         environment = {
             "HOME": str(self.home),
             "PATH": f"{self.programs}:{setup.kubernetes()}:{os.environ['PATH']}",
             "OS_CACERT": str(self.cluster.keystone.ca),
+            **more,
         }
         return subprocess.Popen(
             [setup.kubernetes() / "kubectl", *arguments],
@@ -150,9 +162,9 @@ class Person:
             text=True,
         )
 
-    def kubectl(self, *arguments: str) -> tuple[int, str, str]:
-        """Run kubectl."""
-        started = self.begin(*arguments)
+    def kubectl(self, *arguments: str, **more: str) -> tuple[int, str, str]:
+        """Run kubectl, with more in its environment."""
+        started = self.begin(*arguments, **more)
         output, errors = started.communicate(timeout=120)
         return started.returncode, output, errors
 
@@ -185,7 +197,7 @@ def test_pip_installs_the_plug_in_and_nothing_else(installed: Path) -> None:
     packages = next((installed.parent / "lib").iterdir()) / "site-packages"
     found = {path.name for path in packages.iterdir()} - {"pip", "setuptools", "_distutils_hack", "pkg_resources"}
     found = {name for name in found if not name.startswith(("pip-", "setuptools-", "distutils-precedence", "__pyc"))}
-    assert {name.split("-")[0] for name in found} == {"kubectl_keystone_auth"}
+    assert {name.split("-")[0].lower() for name in found} == {"kubectl_keystone_auth", "pyyaml", "yaml", "_yaml"}
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1"])
@@ -282,8 +294,122 @@ def test_a_token_at_hand_goes_on_while_keystone_is_away(person: Person) -> None:
         person.cluster.keystone.start()
 
 
-def test_kubectl_finds_the_commands(person: Person) -> None:
+# -- the commands
+
+
+def test_login_whoami_and_logout_are_about_the_current_context(person: Person) -> None:
+    cluster = person.cluster
     password(person)
+    code, output, _ = person.kubectl("keystone-auth", "login")
+    assert (code, output[:50]) == (0, "logged in as alice (domain Default) in the project")
+    cluster.keystone.forget_calls()
+    code, output, _ = person.kubectl("keystone-auth", "whoami")
+    said = dict(line.split(maxsplit=1) for line in output.splitlines() if not line.startswith(" "))
+    assert said["user"] == f"alice ({cluster.alice.id})"
+    assert said["project"] == f"demo ({cluster.demo.id}), domain Default"
+    assert said["roles"] == "member, reader"
+    assert said["cluster"] == "keystone:alice"
+    assert f"in keystone:project:{cluster.demo.id}:role:member" in output
+    assert logins(cluster) == 0
+    token = kept(person)
+    assert person.kubectl("keystone-auth", "logout") == (0, "logged out\n", "")
+    assert kept(person) == ""
+    time.sleep(1.1)
+    answer = cluster.keystone.send("GET", "/auth/tokens", token=token, headers={"X-Subject-Token": token})
+    assert answer.status_code == 401
+    assert person.kubectl("keystone-auth", "logout")[:2] == (0, "there is no token at hand for this login\n")
+
+
+def kept(person: Person) -> str:
+    """The token that is at hand for alice's password."""
+    words = (f"--keystone-url={person.cluster.keystone.url}", "--user-name=alice", "--project-name=demo")
+    entry = Plugin(person.home, person.cluster.keystone.ca).cache(*words).entry()
+    return entry.token if entry else ""
+
+
+def sourced(cluster: Cluster) -> dict[str, str]:
+    """What a file for the `openstack` client sets."""
+    return {
+        "OS_AUTH_URL": cluster.keystone.url,
+        "OS_USERNAME": "alice",
+        "OS_PASSWORD": cluster.alice.password,
+        "OS_PROJECT_NAME": "demo",
+        "OS_USER_DOMAIN_NAME": "Default",
+        "OS_PROJECT_DOMAIN_ID": "default",
+    }
+
+
+def test_a_kubeconfig_is_written_and_used(person: Person) -> None:
+    api = person.cluster.api
+    cluster = (f"--server={api.server}", f"--certificate-authority={api.ca}", "--namespace=default")
+    code, output, _ = person.kubectl("keystone-auth", "kubeconfig", *cluster, **sourced(person.cluster))
+    assert (code, "the context keystone-demo logs in as alice" in output) == (0, True)
+    path = person.home / ".kube" / "config"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert person.cluster.alice.password not in path.read_text()
+    assert person.kubectl("get", "pods", OS_PASSWORD=person.cluster.alice.password)[0] == 0
+    credential = person.cluster.keystone.application_credential(person.cluster.alice, person.cluster.demo)
+    # The cluster is that of the current context.
+    words = ("keystone-auth", "kubeconfig", "--context=robot", "--use", f"--keystone-url={person.cluster.keystone.url}")
+    words += (f"--application-credential-id={credential.id}",)
+    assert person.kubectl(*words, OS_APPLICATION_CREDENTIAL_SECRET=credential.secret)[0] == 0
+    assert person.kubectl("config", "current-context")[1] == "robot\n"
+    assert person.name() == "keystone:alice"
+    code, _, errors = person.kubectl(*words, OS_APPLICATION_CREDENTIAL_SECRET="wrong word")
+    assert (code, "its secret is wrong" in errors) == (3, True)
+    assert person.name() == "keystone:alice"
+
+
+def test_a_credential_for_kubernetes_alone_opens_that_much_and_nothing_in_openstack(person: Person) -> None:
+    cluster = person.cluster
+    words = ("credential", "create", "ci", "--read-only", "--namespace=default", "--expires=30d", "--output=json")
+    code, output, errors = person.kubectl("keystone-auth", *words, **sourced(cluster))
+    assert code == 0, errors
+    made = json.loads(output)
+    assert made["OS_APPLICATION_CREDENTIAL_SECRET"] not in errors
+    password(person)
+    # RBAC and policy allow alice herself more than the credential may.
+    for question in (("create", "pods"), ("list", "pods", "--namespace=kube-system"), ("delete", "secrets")):
+        assert person.kubectl("auth", "can-i", *question)[1] == "yes\n"
+    mine = kept(person)
+    person.configure(
+        [f"--application-credential-id={made['OS_APPLICATION_CREDENTIAL_ID']}"],
+        OS_APPLICATION_CREDENTIAL_SECRET=made["OS_APPLICATION_CREDENTIAL_SECRET"],
+    )
+    assert person.name() == f"keystone:app-cred:{made['OS_APPLICATION_CREDENTIAL_ID']}"
+    assert person.kubectl("get", "pods")[0] == 0
+    for question in (("get", "pods"), ("list", "secrets"), ("watch", "deployments.apps")):
+        assert person.kubectl("auth", "can-i", *question)[1] == "yes\n"
+    for question in (
+        ("create", "pods"),
+        ("list", "pods", "--namespace=kube-system"),
+        ("list", "pods", "--all-namespaces"),
+        ("delete", "secrets"),
+        ("get", "pods", "--subresource=exec"),
+    ):
+        assert person.kubectl("auth", "can-i", *question)[1].startswith("no"), question
+    for request in (("get", "nodes"), ("get", "pods", "-A"), ("create", "configmap", "x"), ("delete", "pod", "x")):
+        code, _, errors = person.kubectl(*request)
+        assert (code, "Forbidden" in errors or "forbidden" in errors) == (1, True), request
+    robot = json.loads(person.kubectl("config", "view", "--raw", "-o", "json")[1])["users"][0]["user"]["exec"]["args"]
+    entry = Plugin(person.home, cluster.keystone.ca).cache(*robot).entry()
+    assert entry is not None
+    for token, status in ((mine, 200), (entry.token, 401)):
+        assert cluster.keystone.send("GET", "/auth/projects", token=token).status_code == status
+
+
+def test_a_credential_cannot_make_another(person: Person) -> None:
+    credential = person.cluster.keystone.application_credential(person.cluster.alice, person.cluster.demo)
+    person.configure(
+        [f"--application-credential-id={credential.id}"], OS_APPLICATION_CREDENTIAL_SECRET=credential.secret
+    )
+    code, output, errors = person.kubectl("keystone-auth", "credential", "create", "more")
+    assert (code, output) == (3, "")
+    assert "this login may make no application credentials" in errors
+
+
+def test_kubectl_finds_the_commands(person: Person) -> None:
     code, output, _ = person.kubectl("keystone-auth", "--help")
-    assert code == 0
-    assert "--application-credential-id" in output
+    assert (code, "credential create" in output) == (0, True)
+    code, _, errors = person.kubectl("keystone-auth", "nonsense")
+    assert (code, errors) == (2, "kubectl-keystone-auth: there is no such command; --help lists what there is\n")
