@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -148,6 +149,9 @@ def run(arguments: list[str]) -> int:
     }
     if first not in commands:
         raise BadInput("there is no such command; --help lists what there is")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may have letters that the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     commands[first](rest)
     return 0
 
@@ -340,7 +344,7 @@ def _kubeconfig(arguments: list[str]) -> None:
     user = kubeconfig.user_entry(_as_login(options))
     content = kubeconfig.whole(name, entry, user, words.one("namespace"))
     if words.one("output") == "-":
-        print(kubeconfig.text(content), end="")
+        print(kubeconfig.text(content, plain=True), end="")
         return
     path = Path(words.one("output")) if words.one("output") else kubeconfig.target(words.one("kubeconfig"))
     kubeconfig.merge(path, content, use=words.has("use"))

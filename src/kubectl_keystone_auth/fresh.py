@@ -44,7 +44,7 @@ def entry_for(options: Options, asked: Question | None, cache: Cache | None, beg
     with store.lock():
         entry = store.entry()
         if entry and entry.fresh() and ((known and entry.token != known.token) or not store.refused(entry)):
-            conversation.say("* a token is at hand")
+            conversation.say("* a token is at hand; --no-cache logs in anew")
             return entry
         try:
             # A person who tries again means it.

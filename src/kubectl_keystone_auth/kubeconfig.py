@@ -135,9 +135,9 @@ def whole(name: str, cluster: Mapping[str, Any], user: Mapping[str, Any], namesp
     }
 
 
-def text(content: Mapping[str, Any]) -> str:
-    """Write it as YAML."""
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+def text(content: Mapping[str, Any], *, plain: bool = False) -> str:
+    """Write it as YAML; `plain` in ASCII alone, for wherever it is printed."""
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=not plain)
 
 
 def merge(path: Path, ours: Mapping[str, Any], *, use: bool) -> None:
