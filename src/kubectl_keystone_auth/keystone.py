@@ -115,13 +115,18 @@ class Keystone:
             why = ": its secret is wrong, it has expired, or its user is disabled or without a role in its project"
             return Refused(f"Keystone refuses the application credential {name!r}{told or why}")
         who = f"{options.get('username', 'user_id')!r} (domain {domain(options, 'user')})"
-        if not told:
-            body = authentication(options, scoped=False)
-            if self.call("POST", "/auth/tokens?nocatalog", body).status == 201:
-                project = options.get("project_id", "project_name")
-                where = "" if options.get("project_id") else f" (domain {domain(options, 'project')})"
-                return NoProject(f"{who} has no role in the project {project!r}{where}, or there is no such project")
+        if not told and self._knows_the_user():
+            project = options.get("project_id", "project_name")
+            where = "" if options.get("project_id") else f" (domain {domain(options, 'project')})"
+            return NoProject(f"{who} has no role in the project {project!r}{where}, or there is no such project")
         return Refused(f"Keystone refuses {who}{told or ': user name, domain or password is wrong'}")
+
+    def _knows_the_user(self) -> bool:
+        try:
+            body = authentication(self._options, scoped=False)
+            return self.call("POST", "/auth/tokens?nocatalog", body).status == 201
+        except PluginError:
+            return False
 
     def words(self, answer: Answer) -> str:
         """Give what Keystone says in an error, short and without the secret, which it may repeat."""
@@ -185,16 +190,17 @@ class Keystone:
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
-        host, port = self._parts.hostname or "", self._parts.port
+        # Always with a port: http.client would look for one in an IPv6 address.
+        host, port = self._parts.hostname or "", self._parts.port or (80 if self._context is None else 443)
         if self._context is None:
             return http.client.HTTPConnection(host, port, timeout=DEADLINE)
-        proxy = proxy_for(host, port or 443, os.environ)
+        proxy = proxy_for(host, port, os.environ)
         if proxy is None:
             return http.client.HTTPSConnection(host, port, timeout=DEADLINE, context=self._context)
         # A tunnel: the proxy learns the host's name and nothing of what is said.
         by, number = proxy.hostname or "", proxy.port or 80
         through = http.client.HTTPSConnection(by, number, timeout=DEADLINE, context=self._context)
-        through.set_tunnel(host, port or 443, proxy_headers(proxy))
+        through.set_tunnel(host, port, proxy_headers(proxy))
         return through
 
     def _tls_failure(self, error: Exception) -> PluginError:

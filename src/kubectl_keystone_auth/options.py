@@ -32,6 +32,13 @@ PLAIN = frozenset(
     )
 )
 """What goes without `--os-` as well."""
+COMMON = frozenset(
+    (
+        *("auth_type", "cloud", "default_domain", "default_domain_id", "default_domain_name"),
+        *("region_name", "interface", "endpoint_type", "identity_api_version", "project_name", "project_id"),
+    )
+)
+"""What OpenStack's clients take with any login, as `--os-…`; some of it without effect here."""
 IGNORED = ("vmodule", "log_flush_frequency")
 """Flags that every Go program of Kubernetes has; taken with their value, without effect."""
 OTHER_DOMAINS = ("user_domain_name", "user_domain_id", "project_domain_name", "project_domain_id")
@@ -110,7 +117,7 @@ class Options:
         if self.auth_type == CREDENTIAL:
             names = ("application_credential_id",)
             if not self.get("application_credential_id"):
-                names = ("application_credential_name", "user_id", "username", *DOMAINS[:5])
+                names = ("application_credential_name", "user_id", "username", *DOMAINS)
         elif self.auth_type == PASSWORD:
             names = ("user_id", "username", "project_id", "project_name", *DOMAINS)
         else:
@@ -126,9 +133,11 @@ DOMAINS = (
     "user_domain_name",
     "domain_id",
     "domain_name",
-    "default_domain",
     "project_domain_id",
     "project_domain_name",
+    "default_domain_id",
+    "default_domain_name",
+    "default_domain",
 )
 
 
@@ -162,11 +171,10 @@ def read(arguments: list[str], environment: os._Environ[str] | dict[str, str]) -
 
     """
     flags, verbose, keep = _flags(arguments)
-    given = {
-        RENAMED.get(name, name): value
-        for name, value in ((name[3:].lower(), value) for name, value in environment.items() if name[:3] == "OS_")
-        if value
-    }
+    given = {name[3:].lower(): value for name, value in environment.items() if name[:3] == "OS_" and value}
+    for old, name in RENAMED.items():
+        if old in given:
+            given.setdefault(name, given.pop(old))
     for name in flags:
         for outdone in OUTDONE.get(name, ()) if flags[name] else ():
             given.pop(outdone, None)
@@ -174,13 +182,18 @@ def read(arguments: list[str], environment: os._Environ[str] | dict[str, str]) -
     # Whoever names a login by flags does not mean what some file has been sourced for.
     if login:
         given.pop("auth_type", None)
-    if (login or flags.get("auth_type")) and not flags.get("cloud"):
+    if (login or flags.get("auth_type") or flags.get("auth_url")) and not flags.get("cloud"):
         given.pop("cloud", None)
     elif flags.get("cloud") or given.get("cloud"):
         # What a cloud of clouds.yaml lacks, the environment does not add: so do OpenStack's own clients.
         given = {"cloud": given.get("cloud", "")}
     given.update((name, value) for name, value in flags.items() if value)
-    return Options(given, _auth_type(given, flags), verbose=verbose, keep=keep)
+    options = Options(given, _auth_type(given, flags), verbose=verbose, keep=keep)
+    if options.simple:
+        for name in flags:
+            if name not in PLAIN and name not in COMMON:
+                raise BadInput(f"the flag '--os-{name.replace('_', '-')}' says nothing to this way of logging in")
+    return options
 
 
 def _auth_type(given: dict[str, str], flags: dict[str, str]) -> str:
@@ -208,7 +221,9 @@ def _flags(arguments: list[str]) -> tuple[dict[str, str], bool, bool]:
         flag, equals, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
         if flag in ("-v", "--v", "--verbose") or (flag[:2] == "-v" and flag[2:].isdigit()):
-            level = value or flag.lstrip("-v") or (rest.pop(0) if rest and rest[0].isdigit() else "1")
+            level = value or (flag[2:] if flag[:2] == "-v" else "")
+            if not level and rest and rest[0].isdigit():
+                level = rest.pop(0)
             verbose = level != "0"
             continue
         if flag == "--no-cache":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -94,7 +95,7 @@ def _of_type(options: Options, interactive: bool) -> Session:
         plugin = loader.load_from_options_getter(value)
     except exceptions.MissingRequiredOptions as error:
         raise _missing(options.auth_type, error.options) from None
-    verify: bool | str = not options.insecure and (options.get("cacert") or True)
+    verify: bool | str = not options.insecure and (os.path.expanduser(options.get("cacert")) or True)  # noqa: PTH111
     certificate: Any = options.get("cert") or None
     if certificate and options.get("key"):
         certificate = (certificate, options.get("key"))
@@ -143,6 +144,7 @@ def _of_cloud(options: Options, interactive: bool, conversation: Conversation) -
             options.found = {"auth_url": url}
             for name in ("cacert", "cert", "key"):
                 options.found[name] = str(region.config.get(name) or "")
+            options.found["insecure"] = str(region.config.get("verify") is False)
         session = region.get_session()
     except ConfigException as error:
         raise BadInput(f"the cloud {name!r} of clouds.yaml: {error}") from None

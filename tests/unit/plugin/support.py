@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from kubectl_keystone_auth.cache import Cache
 from kubectl_keystone_auth.options import read
 from tests.unit.authenticator.support import SOURCE, StandIn, fernet_token, keystone_error, token_body
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Examples may take their time: others work on the machine as well."""
 USER = ("--user-name=alice", "--project-name=demo")
 CREDENTIAL = "9f5a3e1c7b8d4f60a1b2c3d4e5f60718"
 PASSWORD = 'pass "word"\n\\n$(id) \N{SNOWMAN}'

@@ -16,6 +16,7 @@ from kubectl_keystone_auth import cache
 from kubectl_keystone_auth.cache import Cache, Entry, usable
 from kubectl_keystone_auth.store import Store
 from tests.unit.authenticator.support import eventually, fernet_token
+from tests.unit.plugin.support import UNHURRIED
 
 LOGIN = "('https://keystone.example/v3', 'password', [('username', 'alice')], [])"
 TOKEN = fernet_token()
@@ -152,7 +153,7 @@ def test_what_is_damaged_is_no_token_and_gives_way_to_the_next(store, damage):
     assert token_of(store) == TOKEN
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(UNHURRIED, suppress_health_check=list(HealthCheck), max_examples=50)
 @given(st.binary())
 def test_no_content_of_a_file_is_an_error(store, content):
     store.put(entry())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubectl_keystone_auth.errors import BadInput
 from kubectl_keystone_auth.options import base_url, question, read
-from tests.unit.plugin.support import exec_info
+from tests.unit.plugin.support import UNHURRIED, exec_info
 
 UPSTREAM = {
     "keystone-url": "auth_url",
@@ -80,6 +80,7 @@ def test_a_flag_outdoes_the_environment_also_where_that_says_it_by_another_name(
 def test_what_is_in_the_environment_does_not_change_what_flags_name(sourced):
     options = read(["--keystone-url=https://a", "--application-credential-id=9f5a"], sourced)
     assert (options.auth_type, options.get("cloud")) == ("v3applicationcredential", "")
+    assert read(["--keystone-url=https://a"], sourced).get("cloud") == ""
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,20 @@ def test_what_is_not_known_is_refused_without_telling_what_may_be_a_secret(argum
     assert "gheim" not in str(raised.value)
 
 
+def test_a_flag_that_a_login_does_not_know_is_refused_as_mistyped():
+    with pytest.raises(BadInput, match="'--os-projct-name' says nothing"):
+        read(["--os-projct-name=demo"], {})
+    assert read(["--os-auth-type=v3totp", "--os-passcode=1"], {}).get("passcode") == "1"
+    assert read(["--os-region-name=a", "--os-project-name=demo"], {}).get("project_name") == "demo"
+
+
+def test_todays_names_count_more_than_yesterdays():
+    for names in (("OS_TENANT_NAME", "OS_PROJECT_NAME"), ("OS_PROJECT_NAME", "OS_TENANT_NAME")):
+        environment = {name: name for name in names}
+        assert read([], environment).given == {"project_name": "OS_PROJECT_NAME"}
+    assert read([], {"OS_TENANT_NAME": "demo"}).given == {"project_name": "demo"}
+
+
 def test_a_flag_without_its_value_is_named():
     with pytest.raises(BadInput, match="--user-name needs a value"):
         read(["--user-name"], {})
@@ -126,6 +141,7 @@ def test_the_version_is_added_to_keystones_url(url):
 SECRETS = ("OS_PASSWORD", "OS_APPLICATION_CREDENTIAL_SECRET", "OS_TOKEN", "OS_CLIENT_SECRET", "OS_PASSCODE")
 
 
+@UNHURRIED
 @given(st.text(min_size=1))
 def test_no_secret_has_a_part_in_the_name_of_a_login(secret):
     plain = {"OS_AUTH_URL": "https://k", "OS_USERNAME": "alice", "OS_PROJECT_NAME": "demo"}
@@ -134,6 +150,7 @@ def test_no_secret_has_a_part_in_the_name_of_a_login(secret):
         assert len(named) == 1
 
 
+@UNHURRIED
 @given(st.dictionaries(st.sampled_from(["OS_USERNAME", "OS_PROJECT_NAME", "OS_USER_DOMAIN_NAME"]), st.text()))
 def test_the_name_of_a_login_is_one_line_of_ascii(environment):
     login = read([], environment).login()
@@ -153,6 +170,9 @@ def test_no_two_logins_share_a_name():
         {**base, "OS_USER_DOMAIN_ID": "evil"},
         {**base, "OS_PROJECT_DOMAIN_NAME": "evil"},
         {**base, "OS_DOMAIN_NAME": "evil"},
+        {**base, "OS_DEFAULT_DOMAIN": "evil"},
+        {**base, "OS_DEFAULT_DOMAIN_ID": "evil"},
+        {**base, "OS_DEFAULT_DOMAIN_NAME": "evil"},
         {**base, "OS_USERNAME": "", "OS_USER_ID": "alice"},
         {**base, "OS_PROJECT_NAME": "", "OS_PROJECT_ID": "demo"},
         {**base, "OS_AUTH_TYPE": "v3totp"},
@@ -162,6 +182,7 @@ def test_no_two_logins_share_a_name():
         {**credential, "OS_USER_ID": "1"},
         {**credential, "OS_USERNAME": "1"},
         {**credential, "OS_USERNAME": "1", "OS_USER_DOMAIN_NAME": "evil"},
+        {**credential, "OS_USERNAME": "1", "OS_DEFAULT_DOMAIN_ID": "evil"},
         {"OS_CLOUD": "a"},
         {"OS_CLOUD": "b"},
     ]
