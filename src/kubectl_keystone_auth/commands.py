@@ -19,7 +19,7 @@ from kubectl_keystone_auth.conversation import Conversation
 from kubectl_keystone_auth.errors import BadInput, PluginError, Refused
 from kubectl_keystone_auth.fresh import log_in
 from kubectl_keystone_auth.options import CREDENTIAL, Options, read, secret
-from kubectl_keystone_auth.store import Store
+from kubectl_keystone_auth.store import Store, ours
 from kubectl_keystone_auth.tokens import Token, from_answer
 
 HELP = """\
@@ -205,9 +205,8 @@ def _logout(arguments: list[str]) -> None:
     words.no_names()
     if words.has("all"):
         with contextlib.suppress(OSError):
-            for path in Path(folder()).iterdir():
-                if path.name != "lock" and not path.is_dir():
-                    path.unlink()
+            for path in ours(folder()):
+                path.unlink()
         print("all tokens are forgotten here; Keystone takes them until they end")
         return
     options = _of_context(words)
@@ -221,20 +220,27 @@ def _logout(arguments: list[str]) -> None:
         store.drop()
     conversation = Conversation(options.verbose, [*options.secrets(), entry.token])
     if not options.get("auth_url"):
-        print("the token is forgotten here; Keystone takes it until it ends")
+        print("the token is forgotten here; Keystone takes it on")
         return
+    print(
+        "logged out"
+        if _revoke(options, conversation, entry.token)
+        else "the token is forgotten here; Keystone takes it on"
+    )
+
+
+def _revoke(options: Options, conversation: Conversation, token: str) -> bool:
+    """Have Keystone revoke a token; says whether it is good for nothing now."""
     from kubectl_keystone_auth.keystone import Keystone
 
     try:
-        answer = Keystone(options, conversation).call("DELETE", "/auth/tokens", token=entry.token, subject=entry.token)
-        revoked = answer.status in (204, 401, 404)
+        keystone = Keystone(options, conversation)
+        if keystone.call("DELETE", "/auth/tokens", token=token, subject=token).status == 204:
+            return True
+        # It may have ended before. Or its access rules do not let it revoke itself: then it goes on.
+        return keystone.call("GET", "/auth/tokens?nocatalog", token=token, subject=token).status in (401, 404)
     except PluginError:
-        revoked = False
-    print(
-        "logged out"
-        if revoked
-        else "the token is forgotten here; Keystone could not be told, and takes it until it ends"
-    )
+        return False
 
 
 def _whoami(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ FAILED = 15.0
 """A failure holds for so many seconds for the caller that it was told to: kubectl asks five times."""
 PATIENCE = 90.0
 """How many seconds somebody else's login is waited for."""
+NAMES = re.compile(r"[0-9a-f]{16}(\.(handed|failed))?(\.[0-9]+\.new)?")
 OLD = 7 * 86400.0
 """What was not touched for so many seconds is removed."""
 
@@ -88,9 +90,9 @@ class Store(Cache):
     def _tidy(self) -> None:
         """Remove what nobody has used for a week."""
         with contextlib.suppress(OSError):
-            for item in os.scandir(self.place):
-                if item.name != "lock" and time.time() - item.stat(follow_symlinks=False).st_mtime > OLD:
-                    self._remove(item.path)
+            for path in ours(self.place):
+                if time.time() - path.lstat().st_mtime > OLD:
+                    self._remove(str(path))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -146,6 +148,16 @@ def _swap(new: str, path: str) -> None:
             return
         time.sleep(0.01)
     Path(new).replace(path)
+
+
+def ours(place: str) -> list[Path]:
+    """Give the files of tokens in a folder; a user may have named one for it in which there is more.
+
+    Raises:
+        OSError: the folder cannot be read.
+
+    """
+    return [path for path in Path(place).iterdir() if NAMES.fullmatch(path.name)]
 
 
 def prepare(place: str) -> bool:

@@ -396,6 +396,8 @@ def test_a_credential_for_kubernetes_alone_opens_that_much_and_nothing_in_openst
     assert entry is not None
     for token, status in ((mine, 200), (entry.token, 401)):
         assert cluster.keystone.send("GET", "/auth/projects", token=token).status_code == status
+    # Keystone does not let it do as much as revoke itself.
+    assert person.kubectl("keystone-auth", "logout")[1] == "the token is forgotten here; Keystone takes it on\n"
 
 
 def test_a_credential_cannot_make_another(person: Person) -> None:

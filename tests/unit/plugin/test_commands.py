@@ -94,8 +94,9 @@ def test_login_keeps_the_token_that_kubectl_then_gets(keystone, plugin, url):
 def test_all_tokens_are_forgotten_at_once(plugin, url):
     plugin.token(url, *USER, **ALICE)
     plugin.token(url, **ROBOT)
+    (plugin.folder / "letter").write_text("of somebody's own")
     assert plugin.call("logout", "--all", info=None)[0] == 0
-    assert [path.name for path in plugin.folder.iterdir()] == ["lock"]
+    assert {path.name for path in plugin.folder.iterdir()} == {"lock", "letter"}
 
 
 def test_a_kubeconfig_is_printed_with_the_secret_in_the_environment_alone(plugin, url, authority):
