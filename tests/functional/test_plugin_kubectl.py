@@ -21,7 +21,7 @@ from testbed import setup
 from testbed.control import ControlPlane
 from testbed.keystone import Keystone, Project, User
 from tests.unit.authenticator.support import Authority, Service, serving
-from tests.unit.plugin.support import Plugin
+from tests.unit.plugin.support import Plugin, Terminal
 
 pytestmark = pytest.mark.functional
 
@@ -145,17 +145,16 @@ class Person:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(content))
 
+    def environment(self, **more: str) -> dict[str, str]:
+        """What kubectl is run with."""
+        path = f"{self.programs}:{setup.kubernetes()}:{os.environ['PATH']}"
+        return {"HOME": str(self.home), "PATH": path, "OS_CACERT": str(self.cluster.keystone.ca), **more}
+
     def begin(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Start kubectl, with more in its environment."""
-        environment = {
-            "HOME": str(self.home),
-            "PATH": f"{self.programs}:{setup.kubernetes()}:{os.environ['PATH']}",
-            "OS_CACERT": str(self.cluster.keystone.ca),
-            **more,
-        }
         return subprocess.Popen(
             [setup.kubernetes() / "kubectl", *arguments],
-            env=environment,
+            env=self.environment(**more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -254,6 +253,17 @@ def test_what_is_missing_is_said_where_there_is_no_terminal(person: Person) -> N
     code, _, errors = person.kubectl("get", "pods")
     assert code == 1
     assert "missing, and there is no terminal to ask on: the password (OS_PASSWORD)" in errors
+
+
+def test_what_is_missing_is_asked_for_on_the_terminal_that_kubectl_lends(person: Person) -> None:
+    person.configure(())
+    terminal = Terminal([setup.kubernetes() / "kubectl", "get", "pods"], person.environment(), piped=False)
+    terminal.answer("User name: ", "alice")
+    terminal.answer("Project name: ", "demo")
+    terminal.answer("Password: ", person.cluster.alice.password)
+    code, _ = terminal.end()
+    assert (code, "No resources found" in terminal.shown) == (0, True), terminal.shown
+    assert person.cluster.alice.password not in terminal.shown
 
 
 @pytest.mark.parametrize("cached", [True, False])

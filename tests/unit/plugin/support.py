@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import ssl
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,41 @@ class LoginStandIn(StandIn):
         return len(self.requests)
 
 
+class Terminal:
+    """A program on a terminal of its own; its standard output is that too, or a pipe, as kubectl gives to plug-ins."""
+
+    def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], *, piped: bool) -> None:
+        read, write = os.pipe()
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            if piped:
+                os.dup2(write, 1)
+            os.execve(command[0], [str(word) for word in command], dict(environment))
+        os.close(write)
+        self._output, self.shown = read, ""
+
+    def answer(self, prompt: str, text: str) -> None:
+        """Wait for a prompt, and type; what is hidden is so before its prompt appears."""
+        while prompt not in self.shown:
+            self.shown += os.read(self._terminal, 1000).decode()
+        os.write(self._terminal, text.encode() + b"\n")
+
+    def end(self) -> tuple[int, str]:
+        """Give the exit code and standard output, if that is piped."""
+        part = b" "
+        while part:
+            try:
+                part = os.read(self._terminal, 1000)
+            except OSError:
+                part = b""
+            self.shown += part.decode()
+        output = os.read(self._output, 100_000).decode()
+        os.close(self._output)
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(status), output
+
+
 class Plugin:
     """The plug-in as a program, for a user with a home of his own."""
 
@@ -95,6 +132,11 @@ class Plugin:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def on_terminal(self, *arguments: str, info: str | None) -> Terminal:
+        """Call it on a terminal."""
+        command = [sys.executable, "-m", "kubectl_keystone_auth", *arguments]
+        return Terminal(command, self.environment(info), piped=True)
 
     def call(self, *arguments: str, info: str | None = exec_info(), **more: str) -> tuple[int, str, str]:
         """Call it; gives exit code, standard output and standard error."""

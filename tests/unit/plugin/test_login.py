@@ -7,7 +7,6 @@ import datetime
 import ipaddress
 import json
 import os
-import pty
 import re
 import socket
 import ssl
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from kubectl_keystone_auth.keystone import proxy_for
 from tests.unit.authenticator.support import StandIn, eventually, keystone_error, token_body
-from tests.unit.plugin.support import CREDENTIAL, PASSWORD, SECRET, USER, LoginStandIn, Plugin, exec_info
+from tests.unit.plugin.support import CREDENTIAL, PASSWORD, SECRET, USER, LoginStandIn, exec_info
 
 ALICE = {"OS_PASSWORD": PASSWORD}
 ROBOT = {"OS_APPLICATION_CREDENTIAL_ID": CREDENTIAL, "OS_APPLICATION_CREDENTIAL_SECRET": SECRET}
@@ -539,48 +538,10 @@ def test_a_proxy_of_another_kind_is_refused(plugin, proxy):
 # -- a terminal
 
 
-class Terminal:
-    """The plug-in on a terminal; its standard output is kubectl's."""
-
-    def __init__(self, plugin: Plugin, *arguments: str, info: str | None) -> None:
-        read, write = os.pipe()
-        self._pid, self._terminal = pty.fork()
-        if self._pid == 0:
-            os.dup2(write, 1)
-            command = [sys.executable, "-m", "kubectl_keystone_auth", *arguments]
-            os.execve(sys.executable, command, plugin.environment(info))
-        os.close(write)
-        self._output, self.shown = read, ""
-
-    def answer(self, prompt: str, text: str) -> None:
-        """Wait for a prompt, and type."""
-        while prompt not in self.shown:
-            self.shown += os.read(self._terminal, 1000).decode()
-        # What was typed ahead would be thrown away when echoing is switched off.
-        time.sleep(0.1)
-        os.write(self._terminal, text.encode() + b"\n")
-
-    def end(self) -> tuple[int, str]:
-        """Give the exit code and standard output."""
-        while True:
-            try:
-                part = os.read(self._terminal, 1000)
-            except OSError:
-                part = b""
-            if not part:
-                break
-            self.shown += part.decode()
-        output = os.read(self._output, 100_000).decode()
-        os.close(self._output)
-        _, status = os.waitpid(self._pid, 0)
-        os.close(self._terminal)
-        return os.waitstatus_to_exitcode(status), output
-
-
 @pytest.mark.parametrize("info", [exec_info(interactive=True), None])
 def test_what_is_missing_is_asked_for_on_a_terminal(keystone, plugin, url, info, monkeypatch):
     monkeypatch.setattr("tests.unit.plugin.support.PASSWORD", "typed word")
-    terminal = Terminal(plugin, url, info=info)
+    terminal = plugin.on_terminal(url, info=info)
     terminal.answer("User name: ", "alice")
     terminal.answer("Project name: ", "demo")
     terminal.answer("Password: ", "typed word")
@@ -594,7 +555,7 @@ def test_what_is_missing_is_asked_for_on_a_terminal(keystone, plugin, url, info,
 
 
 def test_nothing_is_asked_where_kubectl_does_not_lend_its_terminal(plugin, url):
-    terminal = Terminal(plugin, url, *USER, info=exec_info())
+    terminal = plugin.on_terminal(url, *USER, info=exec_info())
     code, output = terminal.end()
     assert (code, output) == (2, "")
     assert "there is no terminal to ask on: the password" in terminal.shown
