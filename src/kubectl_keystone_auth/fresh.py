@@ -43,21 +43,24 @@ def entry_for(options: Options, asked: Question | None, cache: Cache | None, beg
     known = store.entry()
     with store.lock():
         entry = store.entry()
-        if entry and entry.fresh() and ((known and entry.token != known.token) or not store.refused(entry)):
+        twice = entry is not None and store.refused(entry)
+        if entry and entry.fresh() and ((known and entry.token != known.token) or not twice):
             conversation.say("* a token is at hand; --no-cache logs in anew")
             return entry
         try:
-            # A person who tries again means it.
-            if asked and (failure := store.failure(began)):
+            # A person who tries again means it. Whoever has a token need not wait for Keystone where others just did.
+            if failure := store.failure(began if asked else None, Unreachable.code if entry else None):
                 raise Repeated(*failure)
             fresh = log_in(options, interactive, conversation).entry()
         except PluginError as error:
+            verdict = error.code in (Refused.code, NoProject.code)
             if not isinstance(error, Repeated):
-                if isinstance(error, (Refused, NoProject)):
+                if verdict:
                     store.drop()
                 store.fail(error.code, str(error))
-            if entry and entry.alive() and error.code == Unreachable.code:
-                # Keystone is away: what was good may still be, and the API server can say so better than we can.
+            if entry and entry.alive() and (error.code == Unreachable.code or not (verdict or twice)):
+                # It is only to be renewed, or Keystone is away: the API server can say better than we can whether it is
+                # still good.
                 conversation.say(f"* {error}; the token at hand has not ended")
                 return entry
             raise

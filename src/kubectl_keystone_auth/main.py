@@ -59,7 +59,8 @@ def _credential(arguments: list[str]) -> int:
 def _answer(asked: Question | None, entry: Entry) -> None:
     # Who asks without saying in which version is an old kubectl, or a person: they get what upstream's plug-in gives.
     version = asked.version if asked else "v1beta1"
-    end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.renew))
+    # It is to ask again when the token is to be renewed; where it could not be, when it ends.
+    end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.renew if entry.fresh() else entry.expires))
     # A token that `cache.usable` let pass needs no escaping.
     sys.stdout.write(
         f'{{"apiVersion":"{GROUP}{version}","kind":"ExecCredential",'

@@ -47,19 +47,26 @@ class Store(Cache):
         with contextlib.suppress(OSError, ValueError):
             self._replace(f"{self.path}.failed", text.encode("utf-8", "backslashreplace"))
 
-    def failure(self, since: float) -> tuple[int, str] | None:
+    def failure(self, since: float | None, code: int | None = None) -> tuple[int, str] | None:
         """Give the failure that this call need not repeat: its code and message.
 
-        That is one that the caller was told a moment ago, or one of a login that this call has waited for since then.
+        That is one that the caller was told a moment ago, or one of a login that this call has waited for.
+
+        Args:
+            since: when this call began; None: it repeats what failed for it.
+            code: a failure of this code counts for a moment whoever was told it.
+
         """
         try:
             text = self.read(f"{self.path}.failed").decode("utf-8")
-            at, who, code, message, _ = text.split("\n")
-            moment, number = float(at), int(code)
+            at, who, number, message, _ = text.split("\n")
+            age, failed = time.time() - float(at), int(number)
         except (OSError, ValueError):
             return None
-        told = who == str(caller()) and 0 <= time.time() - moment < FAILED
-        return (number, message) if told or since <= moment <= time.time() else None
+        recent = 0 <= age < FAILED
+        waited = since is not None and 0 <= age <= time.time() - since
+        told = since is not None and recent and who == str(caller())
+        return (failed, message) if waited or told or (recent and failed == code) else None
 
     def _replace(self, path: str, content: bytes) -> None:
         if not prepare(self.place):

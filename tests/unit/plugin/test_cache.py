@@ -300,6 +300,16 @@ def test_a_failure_is_told_to_whoever_waited_for_it(store):
     assert store.failure(time.time() + 1) is None
 
 
+def test_a_failure_of_the_kind_that_is_asked_for_is_told_to_anybody_for_a_moment(store, monkeypatch):
+    elsewhere(lambda: store.fail(5, "away"))
+    now = time.time()
+    assert store.failure(None) is None
+    assert store.failure(None, 3) is None
+    assert store.failure(None, 5) == (5, "away")
+    monkeypatch.setattr(time, "time", lambda: now + 20)
+    assert store.failure(None, 5) is None
+
+
 def test_a_token_ends_the_failure(store):
     store.fail(3, "no")
     store.put(entry())

@@ -189,11 +189,26 @@ def test_while_keystone_is_away_a_token_that_has_not_ended_is_given_out(keystone
     first = plugin.token(url, *USER, **ALICE)
     plugin.age(3500, 100, url, *USER)
     keystone.answer = 503, {}
-    assert plugin.token(url, *USER, **ALICE) == first
-    assert plugin.token(url, *USER, **ALICE) == first
+    _, output, _ = plugin.call(url, *USER, **ALICE)
+    status = json.loads(output)["status"]
+    assert status["token"] == first
+    end = datetime.datetime.fromisoformat(status["expirationTimestamp"].replace("Z", "+00:00")).timestamp()
+    assert time.time() < end < time.time() + 100  # its real end: until then nobody need ask again
+    assert plugin.token(url, *USER, info=None, **ALICE) == first
+    # Neither this caller nor another one waits for Keystone again at once.
     assert keystone.logins == 2
     plugin.age(200, 0, url, *USER)
     assert plugin.refusal(url, *USER, **ALICE)[0] == 5
+
+
+def test_a_token_that_has_not_ended_is_given_out_where_there_is_no_password_to_renew_it(keystone, plugin, url):
+    first = plugin.token(url, *USER, **ALICE)
+    plugin.age(3500, 100, url, *USER)
+    Path(f"{plugin.cache(url, *USER).path}.handed").unlink()
+    assert plugin.token(url, *USER) == first
+    # But whoever was refused with it is told what is missing.
+    code, said = plugin.refusal(url, *USER)
+    assert (code, "the password (OS_PASSWORD)" in said) == (2, True)
 
 
 def test_a_token_goes_when_keystone_refuses_the_login(keystone, plugin, url):
