@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from testbed import setup
-from testbed.control import ControlPlane
+from testbed.apiserver import ApiServer
 from testbed.keystone import Keystone, Project, User
+from tests.functional.test_api_server import webhook_file
 from tests.unit.authenticator.support import Authority, Service, serving
 from tests.unit.plugin.support import Plugin, Terminal
 
@@ -45,28 +46,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Cluster:
     """An API server that asks our authenticator, and a Keystone."""
 
-    api: ControlPlane
+    api: ApiServer
     keystone: Keystone
     service: Service
     demo: Project
     alice: User
-
-
-def webhook(authority: Authority, service: Service) -> str:
-    """The API server's kubeconfig for the authenticator."""
-    certificate, key = service.client
-    cluster = {"server": f"https://127.0.0.1:{service.port}/webhook", "certificate-authority": str(authority.ca)}
-    user = {"client-certificate": str(certificate), "client-key": str(key)}
-    return yaml.safe_dump(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "webhook", "cluster": cluster}],
-            "users": [{"name": "api", "user": user}],
-            "contexts": [{"name": "webhook", "context": {"cluster": "webhook", "user": "api"}}],
-            "current-context": "webhook",
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +66,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
             "policy": str(folder / "policy.json"),
         }
         service = stack.enter_context(serving(folder, authority, **settings))
-        (folder / "webhook.yaml").write_text(webhook(authority, service))
-        flags = [
-            f"--authentication-token-webhook-config-file={folder}/webhook.yaml",
-            "--authentication-token-webhook-version=v1",
-            "--authentication-token-webhook-cache-ttl=1s",
-            "--authorization-mode=Webhook",
-            f"--authorization-webhook-config-file={folder}/webhook.yaml",
-            "--authorization-webhook-version=v1",
-        ]
-        api = stack.enter_context(ControlPlane(flags))
+        url = f"https://127.0.0.1:{service.port}/webhook"
+        webhook = webhook_file(folder / "webhook.yaml", url, authority, service.client)
+        flags = (
+            f"authentication-token-webhook-config-file={webhook}",
+            "authentication-token-webhook-version=v1",
+            "authentication-token-webhook-cache-ttl=1s",
+            "authorization-mode=RBAC,Webhook",
+            f"authorization-webhook-config-file={webhook}",
+            "authorization-webhook-version=v1",
+        )
+        api = stack.enter_context(ApiServer(*flags))
         demo = keystone.project("demo")
         alice = keystone.member("alice", demo)
         # No controller runs that would fill the role `view`.
@@ -101,7 +86,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         reference = {"apiGroup": RBAC, "kind": "ClusterRole", "name": "pods"}
         binding = {**role, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [group]}
         for kind, thing in (("clusterroles", role), ("clusterrolebindings", binding)):
-            assert api.send("POST", f"/apis/{RBAC}/v1/{kind}", body=thing).status_code == 201
+            assert api.send("POST", f"/apis/{RBAC}/v1/{kind}", api.admin_token, thing)[0] == 201
         yield Cluster(api, keystone, service, demo, alice)
 
 
@@ -135,7 +120,9 @@ class Person:
         content = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "k", "cluster": {"server": api.server, "certificate-authority-data": ca}}],
+            "clusters": [
+                {"name": "k", "cluster": {"server": f"https://127.0.0.1:{api.port}", "certificate-authority-data": ca}}
+            ],
             "users": [{"name": "keystone", "user": {"exec": login}}],
             "contexts": [{"name": "k", "context": {"cluster": "k", "user": "keystone"}}],
             "current-context": "k",
@@ -355,7 +342,7 @@ def sourced(cluster: Cluster) -> dict[str, str]:
 
 def test_a_kubeconfig_is_written_and_used(person: Person) -> None:
     api = person.cluster.api
-    cluster = (f"--server={api.server}", f"--certificate-authority={api.ca}", "--namespace=default")
+    cluster = (f"--server=https://127.0.0.1:{api.port}", f"--certificate-authority={api.ca}", "--namespace=default")
     code, output, _ = person.kubectl("keystone-auth", "kubeconfig", *cluster, **sourced(person.cluster))
     assert (code, "the context keystone-demo logs in as alice" in output) == (0, True)
     path = person.home / ".kube" / "config"
