@@ -1,6 +1,6 @@
 """`python3 -m benchmarks.soak`: a day of mixed load in ten minutes, at full speed; exit code 1 if it leaves traces.
 
-Known tokens, new ones, guesses, cluster tokens, oversized ones and access reviews at once, over connections that are
+Known tokens, new ones, guesses, cluster tokens, very long ones and access reviews at once, over connections that are
 made anew every few seconds; the policy and the certificate change all the time, connections that say nothing come and
 go, and Keystone falls silent now and then. The caches' times are shortened (`hurried`), so that what lives for minutes
 is made and forgotten as often as in a day. Between the slices, when nobody asks, it is looked at what is left: memory
@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from testbed.processes import free_port
 MINUTES = 10.0
 SLICES = 40
 # How many connections each kind of client has; the p99 of `STEADY` has to be so.
-CLIENTS = {"known": 3, "new": 2, "guesses": 1, "cluster": 2, "oversized": 1, "access": 3}
+CLIENTS = {"known": 3, "new": 2, "guesses": 1, "cluster": 2, "long": 1, "access": 3}
 STEADY = ("cluster", "access")
 KNOWN = 8  # each is asked about anew every 0.4 s, and Keystone answers some hundred calls a second
 ITEMS = 1_000  # of the policy
@@ -53,16 +54,22 @@ ADMIN = Identity("cluster-admin", "admin", ("system:masters",), ())
 MORE_MEMORY = 8.0  # MB
 MORE_DESCRIPTORS = 4
 MORE_THREADS = 4  # an executor makes its own when they are wanted at the same time, six at most
+MOST_SILENT = 0.3
 MORE_P99 = 3.0  # times, on a machine that does other things as well
 LEAST_P99 = 10.0  # ms, below which nothing is called unsteady
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A slice and what was left after it: answers by kind (right and not), p99 in ms, MB, and open descriptors."""
+    """A slice and what was left after it: answers by kind (right and not), p99 in ms, MB, and open descriptors.
+
+    `silent`: a call to Keystone ended without an answer, after 4 s; then valid users whose grace is over, two seconds
+    here, are rightly told that nothing can be told.
+    """
 
     answered: dict[str, int]
     not_right: dict[str, int]
+    silent: bool
     p99: dict[str, float]
     memory: float
     descriptors: int
@@ -84,6 +91,9 @@ def problems(samples: Sequence[Sample], log: str) -> list[str]:
             found.append(f"{bad} answers to {kind} were not right")
         if not sum(sample.answered[kind] for sample in samples):
             found.append(f"there was no answer to {kind}")
+    silent = sum(sample.silent for sample in samples)
+    if silent > len(samples) * MOST_SILENT:
+        found.append(f"Keystone gave no answers in {silent} of {len(samples)} slices: the machine is too busy for this")
     parts = fifths(samples)
     second, last = parts[1], parts[4]
     before, after = (median(sample.memory for sample in part) for part in (second, last))
@@ -122,6 +132,7 @@ class Soak:
     def __init__(self, files: Files, keystone: Keystone, client: Path, server: Server) -> None:
         self._files, self._keystone, self._client, self._server = files, keystone, client, server
         self._slice = 0
+        self._failures = 0.0
 
     def slice(self, seconds: float) -> Sample:
         """Let all clients work, disturb them, and look at what is left."""
@@ -150,14 +161,25 @@ class Soak:
         self._slice += 1
         time.sleep(0.5)
         pid = f"/proc/{self._server.pid}"
+        failures, before = self._failed_calls(), self._failures
+        silent, self._failures = failures > before, failures
         return Sample(
             {kind: one["total"] for kind, one in told.items()},
-            {kind: one["refused"] + one["wrong"] + one["failed"] for kind, one in told.items()},
+            {kind: one["wrong"] + one["failed"] + (0 if silent else one["refused"]) for kind, one in told.items()},
+            silent,
             {kind: one["p99"] for kind, one in told.items()},
             self._server.memory(),
             len(list(Path(pid, "fd").iterdir())),
             len(list(Path(pid, "task").iterdir())),
         )
+
+    def _failed_calls(self) -> float:
+        """How many calls to Keystone ended without a verdict until now."""
+        settings = json.loads((self._files.folder / f"settings-{self._server.port}.json").read_text())
+        with urllib.request.urlopen(f"http://{settings['private_listen']}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = 'kubernetes_keystone_call_failures_total{service="keystone"}'
+        return next(float(line.split()[1]) for line in lines if line.startswith(wanted))
 
     def _disturb(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -196,16 +218,17 @@ def write_work(files: Files, keystone: Keystone) -> None:
     """Write what each kind of client asks."""
     accounts = work.people(keystone)
     minted = work.mint(keystone, accounts, KNOWN + 4_000)
-    nobody = work.token_items(OURS, work.service_account_tokens(2_000), ())
+    nobody = work.token_items(OURS, work.service_account_tokens(200), ())
     # The displaced webhook knows everybody as this one; other tokens than these never reach it.
-    cluster = [{**item, "user": ADMIN.username, "uid": ADMIN.uid} for item in nobody[:200]]
+    admin = {"user": ADMIN.username, "uid": ADMIN.uid}
+    cluster = [{**item, **admin} for item in nobody]
     asked = {
         "known": work.token_items(OURS, minted[:KNOWN], accounts),
         # The accounts take turns, and go on where the known ones ended.
         "new": work.token_items(OURS, minted[KNOWN:], [*accounts[KNOWN:], *accounts[:KNOWN]]),
         "guesses": work.token_items(OURS, guesses(4_000), ()),
         "cluster": cluster,
-        "oversized": work.token_items(OURS, [letter * 20_000 for letter in "xyz"], ()),
+        "long": [{**item, **admin} for item in work.token_items(OURS, [letter * 20_000 for letter in "xyz"], ())],
         "access": work.access_items(OURS, work.questions(ITEMS, 5_000)),
     }
     for kind, items in asked.items():
@@ -271,6 +294,7 @@ def run(minutes: float) -> int:
     total = {kind: sum(sample.answered[kind] for sample in samples) for kind in CLIENTS}
     print(f"{sum(total.values()):,} reviews: " + ", ".join(f"{count:,} {kind}" for kind, count in total.items()))
     print(table(samples, seconds))
+    print(f"in {sum(one.silent for one in samples)} of {len(samples)} slices Keystone gave no answer in time")
     found = problems(samples, log)
     print("\n".join(f"NOT AS IT SHOULD BE: {one}" for one in found) or "flat, steady, and every answer right")
     return 1 if found else 0

@@ -184,6 +184,20 @@ def upstream() -> Path:
     )
 
 
+def upstream_plugin() -> Path:
+    """Give upstream's exec plug-in for kubectl, `client-keystone-auth`, of the same module; only benchmarks need it."""
+    name = "client-keystone-auth"
+    folder = cache.artefact(
+        f"upstream-plugin-{UPSTREAM_VERSION}-{_digest((BUILDS / 'upstream' / 'go.sum').read_bytes())}",
+        f"{name} {UPSTREAM_VERSION}",
+        "1 to 3 minutes",
+        lambda folder: _go_build(
+            folder, BUILDS / "upstream", "", {name: f"k8s.io/cloud-provider-openstack/cmd/{name}"}
+        ),
+    )
+    return folder / name
+
+
 def benchmark_program(name: str) -> Path:
     """Give a program of the benchmarks in Go: `client`, the load, or `webhook`, which looks at nothing."""
     source = HERE.parent / "benchmarks" / name

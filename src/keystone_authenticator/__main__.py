@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,21 @@ class _Bounded(logging.Filter):
         return False
 
 
+def _writes_to_journal() -> bool:
+    """Whether standard error is the journal's own (systemd.exec(5)), and not a file that it was turned to."""
+    found = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _prioritised(record: logging.LogRecord) -> bool:
+    """Give a record what tells the journal its priority: sd-daemon(3), so that `journalctl -p warning` finds it."""
+    record.priority = next(f"<{number}>" for level, number in _PRIORITIES if record.levelno >= level)
+    return True
+
+
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))
+
+
 def _serve(config: Path) -> int:
     # Not needed, and dear, for the other commands.
     import uvloop
@@ -92,6 +108,9 @@ def _serve(config: Path) -> int:
     handler = logging.StreamHandler()
     # The journal has the time. One line a record: what users can choose may hold line breaks.
     handler.setFormatter(_WithAuditId("%(levelname)s %(message)s"))
+    if _writes_to_journal():
+        handler.setFormatter(_WithAuditId("%(priority)s%(levelname)s %(message)s"))
+        handler.addFilter(_prioritised)
     metrics = Metrics()
     handler.addFilter(_Bounded(50, metrics))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

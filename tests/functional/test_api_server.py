@@ -284,3 +284,13 @@ def test_an_application_credentials_rules_hold_whatever_the_path_looks_like(
             assert not there, (method, path, answer)
         assert server.send("GET", f"{default}/secrets", free)[0] == 200
         assert reviewed(server, token)["user"]["groups"] == ["system:authenticated"]
+
+
+def test_the_api_server_says_no_audit_id_with_its_reviews(keystone: Keystone, with_us: Callable[..., Any]) -> None:
+    """docs/observing.md says so, and how to follow a request without it: if a later one does, it is to say so."""
+    project = keystone.project("audited")
+    token = keystone.token(keystone.member("audie", project), project)
+    with with_us(None, log_level="debug") as (server, service):
+        assert server.send("GET", "/version", token)[0] == 200
+        assert "TokenReview v1: authenticated" in service.log
+        assert "audit ID" not in service.log

@@ -14,7 +14,7 @@ from benchmarks.soak import CLIENTS, Sample, problems
 pytestmark = pytest.mark.functional
 
 FLAT = [
-    Sample(dict.fromkeys(CLIENTS, 100), dict.fromkeys(CLIENTS, 0), dict.fromkeys(CLIENTS, 1.0), 60.0, 25, 6)
+    Sample(dict.fromkeys(CLIENTS, 100), dict.fromkeys(CLIENTS, 0), False, dict.fromkeys(CLIENTS, 1.0), 60.0, 25, 6)
     for _ in range(20)
 ]
 
@@ -41,6 +41,7 @@ def test_a_run_that_is_flat_and_right_has_no_problem() -> None:
             "",
             "no answer to new",
         ),
+        ([replace(one, silent=True) for one in FLAT], "", "Keystone gave no answers in 20 of 20 slices"),
         (FLAT, "ERROR a fault of ours while a request was answered\n", "the log has"),
     ],
 )

@@ -24,7 +24,7 @@ SPOILED: dict[str, tuple[int, str, bytes]] = {
     "a proxy's login page": (401, "", b"<html>who are you?</html>"),
     "a page in place of JSON": (200, "", b"<html>welcome</html>"),
     "half of the JSON": (200, "", b'{"token": {"user": {"id": "u", '),
-    "another JSON": (200, "", b'{"token": {"user": "alice", "project": "demo"}}'),
+    "another JSON": (200, "", b'{"versions": {"values": []}}'),
 }
 FAULTS = (
     *SPOILED,

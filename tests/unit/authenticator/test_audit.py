@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from pathlib import Path
@@ -91,6 +92,24 @@ def test_the_same_token_has_another_label_in_another_process(
             ask(service, token)
             labels.add(label(refusals(service)[0]))
     assert len(labels) == 2
+
+
+def test_the_journal_is_told_each_lines_priority(
+    tmp_path: Path, authority: Authority, keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = (tmp_path / "log").open("a")
+    found = os.fstat(log.fileno())
+    log.close()
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    settings = {"keystone": {"url": keystone.url, "ca": None}, "policy": str(tmp_path / "none")}
+    with serving(tmp_path, authority, **settings) as service:
+        ask(service, fernet_token())
+        keystone.behaviour = lambda *_: (500, keystone_error(500))
+        for _ in range(3):
+            ask(service, fernet_token())
+        lines = service.log.splitlines()
+    for priority, said in (("<6>INFO ", "audit: refused"), ("<4>WARNING ", "no answers"), ("<3>ERROR ", "the policy")):
+        assert any(line.startswith(priority + said) for line in lines), lines
 
 
 def test_lines_that_are_too_many_are_counted_and_said() -> None:

@@ -65,6 +65,7 @@ def test_what_cannot_be_executed_is_named(problems, name):
         ("testbed/pack.py", "testbed should not be in a charm"),
         ("src/__pycache__/charm.pyc", "src/__pycache__ should not be in a charm"),
         ("src/keystone_authenticator/x.py", "keystone_authenticator is in src/, but is not the charm's"),
+        ("src/kubectl_keystone_auth/x.py", "kubectl_keystone_auth is in src/, but is not the charm's"),
     ],
 )
 def test_what_does_not_belong_is_named(problems, name, problem):
