@@ -341,7 +341,7 @@ def test_a_damaged_record_is_as_good_as_none(cluster: Cluster, clock: Clock, rec
 # ---- races
 
 
-def beside(mine: Turn, monkeypatch: pytest.MonkeyPatch, what: Callable[[], None]) -> None:
+def beside(mine: Turn, monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Have something happen once, between looking at the Lease and taking it."""
     find, done = mine._find, []
 
@@ -357,7 +357,7 @@ def beside(mine: Turn, monkeypatch: pytest.MonkeyPatch, what: Callable[[], None]
 
 def test_of_two_that_find_it_free_one_gets_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, other = turn(cluster.unit(1)), turn(cluster.unit(2))
-    beside(mine, monkeypatch, lambda: other.take() and None)
+    beside(mine, monkeypatch, other.take)
     with pytest.raises(NotOurTurn, match="kubernetes-keystone/2"):
         mine.take()
     mine.__exit__()
@@ -371,7 +371,7 @@ def test_of_two_that_find_it_over_one_gets_it(cluster: Cluster, clock: Clock, mo
         with pytest.raises(NotOurTurn, match="kubernetes-keystone/0"):
             one.take()
     clock.ahead += Patience().lease + 1
-    beside(mine, monkeypatch, lambda: other.take() and None)
+    beside(mine, monkeypatch, other.take)
     with pytest.raises(NotOurTurn, match="kubernetes-keystone/2"):
         mine.take()
     mine.__exit__()
@@ -386,7 +386,7 @@ def test_a_holder_that_renews_in_the_last_moment_keeps_it(
     with pytest.raises(NotOurTurn):
         mine.take()
     clock.ahead += Patience().lease + 1
-    beside(mine, monkeypatch, lambda: holder.take() and None)
+    beside(mine, monkeypatch, holder.take)
     with pytest.raises(NotOurTurn, match="kubernetes-keystone/0"):
         mine.take()
 
