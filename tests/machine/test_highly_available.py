@@ -127,7 +127,9 @@ def story(charm: Path) -> Iterator[Story]:
         demo = keystone.project("demo")
         alice = keystone.member("alice", demo)
         group = f"--group=keystone:project:{demo.id}:role:member"
-        first.kubectl("create", "rolebinding", "demo", "--namespace=default", "--clusterrole=edit", group)
+        # Good with a policy and without one. Roles like `edit` are empty here, where no controller fills them.
+        first.kubectl("create", "role", "pods", "--namespace=default", "--verb=list", "--resource=pods")
+        first.kubectl("create", "rolebinding", "pods", "--namespace=default", "--role=pods", group)
         kubeconfigs = {
             client: first.kubeconfig(token, plane.balancer.url)
             for client, token in (
