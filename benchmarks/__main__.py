@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 
-from benchmarks import measure, report, start, work
+from benchmarks import measure, program, report, start, work
 from benchmarks.servers import Files
 from testbed import setup
-from testbed.cache import Run, TestbedError, say
+from testbed.cache import Run, say
 from testbed.keystone import Keystone
 
 
 def main() -> int:
     """Run all benchmarks, about eight minutes after what they need is built."""
-    # So that contexts end and nothing stays behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     client = setup.benchmark_program("client")
     for part in (setup.upstream, setup.etcd, setup.kubernetes, lambda: setup.benchmark_program("webhook")):
         part()
@@ -41,9 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TestbedError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

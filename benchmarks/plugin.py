@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks import HERE
+from benchmarks import HERE, program
 from benchmarks.report import Row, number, spread, table
 from testbed import setup
 from testbed.cache import Run, TestbedError, call, say
@@ -174,8 +174,11 @@ def _processor(measured: str, pairs: list[tuple[Cost, Cost]], *, at_most: float 
     return Row(measured, spread(mine), spread(theirs), f"{number(median(mine) / median(theirs))}x", target, met=met)
 
 
+def main() -> int:
+    """Measure, and print a table."""
+    print(table(rows()))
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        print(table(rows()))
-    except TestbedError as error:
-        sys.exit(str(error))
+    program(main)

@@ -9,13 +9,11 @@ time, so that the API server asks about each token every 10 s, and about access 
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import servers, soak, work
+from benchmarks import program, servers, soak, work
 from benchmarks.measure import client_command
 from benchmarks.report import number
 from benchmarks.servers import Files, Server
@@ -87,7 +85,6 @@ def send(client: Path, files: Files, server: Server, items: Path, count: int) ->
 
 def main() -> int:
     """Measure, and print the table."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     client = setup.benchmark_program("client")
     kept = Run("sizing")
     head = ("nodes", "users at work", "token reviews/s", "access reviews/s", "calls/s to the cluster's own webhook",
@@ -122,9 +119,4 @@ def people(keystone: Keystone, count: int) -> list[work.Account]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TestbedError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

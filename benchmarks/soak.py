@@ -14,7 +14,6 @@ import base64
 import json
 import random
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from benchmarks import HERE, servers, work
+from benchmarks import HERE, program, servers, work
 from benchmarks.hurried import SPEED
 from benchmarks.measure import client_command
 from benchmarks.report import number
@@ -302,17 +301,10 @@ def run(minutes: float) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, and run."""
-    # So that contexts end and nothing stays behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.soak", description="A day of mixed load, hurried.")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="how long (a day of the caches takes ten)")
     return run(parser.parse_args(arguments).minutes)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TestbedError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import HERE, servers, work
+from benchmarks import HERE, program, servers, work
 from benchmarks.measure import client_command, ratios, times
 from benchmarks.report import Row, spread, table
 from benchmarks.servers import ENVIRONMENT, Files, Server
@@ -133,7 +132,6 @@ def rows(files: Files, client: Path, passes: int) -> list[Row]:
 
 def main() -> int:
     """Measure, and print a table."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     client = setup.benchmark_program("client")
     kept = Run("start")
     try:
@@ -144,9 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TestbedError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    program(main)

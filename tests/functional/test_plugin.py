@@ -140,6 +140,29 @@ def test_clouds_of_clouds_yaml_log_in_and_their_tokens_are_kept(keystone, plugin
         assert "wrong word" not in said
 
 
+@pytest.mark.parametrize("cloud", [{"cacert": None}, {"verify": False}])
+def test_a_credential_is_made_with_a_cloud_of_clouds_yaml(keystone, plugin, demo, alice, cloud):
+    login = {"username": alice.name, "password": alice.password, "project_name": demo.name, "auth_url": keystone.url}
+    login |= {"user_domain_id": "default", "project_domain_id": "default"}
+    trusted = {"cacert": str(keystone.ca)} if "cacert" in cloud else cloud
+    folder = plugin.home / ".config" / "openstack"
+    folder.mkdir(parents=True)
+    (folder / "clouds.yaml").write_text(yaml.safe_dump({"clouds": {"person": {**trusted, "auth": login}}}))
+    name = f"ci-{secrets.token_hex(4)}"
+    words = ("credential", "create", name, "--read-only", "--output=json", "--os-cloud=person")
+    code, output, errors = plugin.call(*words, info=None, OS_CACERT="")
+    assert code == 0, errors
+    made = json.loads(output)
+    assert made["OS_AUTH_URL"] == keystone.url
+    given = {name: value for name, value in made.items() if name.startswith("OS_")}
+    found = body(keystone, plugin.token(**given))["application_credential"]
+    assert {(rule["service"], rule["method"], rule["path"]) for rule in found["access_rules"]} == {
+        ("kubernetes", method, "/**") for method in ("GET", "HEAD")
+    }
+    code, said = plugin.refusal(*words, info=None, OS_CACERT="")
+    assert (code, "of that name is there already" in said) == (2, True)
+
+
 def test_what_was_sourced_for_openstack_logs_in(keystone, plugin, demo, alice):
     sourced = {
         "OS_AUTH_URL": keystone.url,

@@ -18,7 +18,6 @@ import random
 import re
 import shlex
 import shutil
-import socket
 import socketserver
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
 from apiserver.microk8s import MicroK8s
 from apiserver.model import MANAGED
+from testbed.processes import free_port
 
 # The tests that kill something at every step try every eighth, each time others; EVERY_STEP=1: all (a few minutes).
 STRIDE = 1 if os.environ.get("EVERY_STEP") else 8
@@ -362,12 +362,6 @@ def certificate() -> tuple[bytes, bytes]:
     return built.public_bytes(serialization.Encoding.PEM), key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 # ---- systemd

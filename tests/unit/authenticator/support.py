@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keystone_authenticator.identity import Marks
+from testbed.processes import free_port
 
 SOURCE = Path(__file__).parents[3] / "src"
 DEFAULT = "default"
@@ -285,15 +286,6 @@ def access_review(
         about = {"resource": resource, "namespace": "default", "version": "v1", **attributes}
         spec["resourceAttributes"] = {"verb": verb, **about}
     return {"apiVersion": f"authorization.k8s.io/{version}", "kind": "SubjectAccessReview", "spec": spec}
-
-
-def free_port() -> int:
-    """A free port below those that the system gives to outgoing connections: one of these could take it meanwhile."""
-    while True:
-        port = 10_000 + secrets.randbelow(20_000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
 
 
 class Service:

@@ -32,6 +32,7 @@ import config
 import files
 import host
 import upstream
+from testbed.processes import free_port
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -78,13 +79,6 @@ if command == "explain":
     misses = [] if allowed else [dict(item=n, reason=json.dumps(request, sort_keys=True)) for n in range(1, 61)]
     print(json.dumps(dict(allowed=allowed, item=1 if allowed else None, reason="because", misses=misses)))
 """
-
-
-def free_port() -> int:
-    """Give a port of loopback that nobody holds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
