@@ -24,7 +24,8 @@ import apiserver
 from apiserver import NotOurTurn, Patience, lease
 from apiserver.charmed import Charmed
 from apiserver.lease import Held, Turn, Unasked
-from tests.unit.apiserver.support import TOKEN, Tree, free_port
+from testbed.processes import free_port
+from tests.unit.apiserver.support import TOKEN, Tree
 
 SHORT = Patience(already=0.2, turn=0.2, turns=10, settled=0, between=0.01)
 LONG = replace(SHORT, already=20, turn=20, turns=40)
