@@ -43,7 +43,7 @@ class Store(Cache):
 
     def fail(self, code: int, message: str) -> None:
         """Note a failure, for those who ask again at once."""
-        text = f"{time.time():.3f}\n{caller()}\n{code}\n{' '.join(message.split())}\n"
+        text = f"{time.time()!r}\n{caller()}\n{code}\n{' '.join(message.split())}\n"
         with contextlib.suppress(OSError, ValueError):
             self._replace(f"{self.path}.failed", text.encode("utf-8", "backslashreplace"))
 
