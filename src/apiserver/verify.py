@@ -24,7 +24,7 @@ import requests
 import requests.adapters
 import yaml
 
-from apiserver import args
+from apiserver import ways
 from apiserver.args import Args
 from apiserver.model import Layout
 
@@ -175,7 +175,7 @@ def _session(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
     try:
-        host, port = local_address(args.read(layout))
+        host, port = local_address(ways.of(layout).read())
     except OSError as error:
         raise Unverified(f"cannot read {error.filename}: {error.strerror}") from None
     with requests.Session() as session, tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder:
