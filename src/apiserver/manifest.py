@@ -76,7 +76,8 @@ class Manifest:
                     raise refuse(f"line {event.start_mark.line + 1} has an anchor or an alias")
             pod = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
-            line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+            mark = getattr(error, "problem_mark", None)
+            line = f" in line {mark.line + 1}" if mark else ""
             raise refuse(f"it is not one YAML document: {error.problem}{line}") from None
         except (yaml.YAMLError, ValueError, RecursionError):
             raise refuse("it is not YAML") from None
@@ -178,11 +179,17 @@ class Manifest:
                     words[:] = [_with_mode(words, number, flag.value) for number in range(len(words))]
         words = container["args"] if container.get("args") else container["command"]
         words += [f"--{flag.name}={flag.value}" for flag in flags if flag.name != MODE]
-        mount = {"mountPath": str(folder), "name": VOLUME, "readOnly": True}
-        volume = {"hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}, "name": VOLUME}
-        container["volumeMounts"] = [mount, *container.get("volumeMounts", [])]
-        pod["spec"]["volumes"] = [volume, *pod["spec"].get("volumes", [])]
+        if not self.has_volume(folder):
+            mount = {"mountPath": str(folder), "name": VOLUME, "readOnly": True}
+            volume = {"hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}, "name": VOLUME}
+            container["volumeMounts"] = [mount, *container.get("volumeMounts", [])]
+            pod["spec"]["volumes"] = [volume, *pod["spec"].get("volumes", [])]
         return pod
+
+    def has_volume(self, folder: Path) -> bool:
+        """Whether our folder is mounted already, by lines of ours that somebody's tool has taken the comments from."""
+        volumes = [one for one in _dicts(self.pod["spec"].get("volumes")) if one.get("name") == VOLUME]
+        return bool(volumes) and self.on_host(PurePosixPath(folder)) == folder
 
 
 class _Unsafe(Exception):
@@ -211,11 +218,16 @@ class _Edit:
         words = [_items(entries[key]) for key in ("command", "args") if key in entries and entries[key][1].value]
         for items in words:
             self._set_mode(items)
+        if len(self._changed) > 1:
+            raise _Unsafe(f"--{MODE} is given twice")
         self._append(words[-1])
-        mount = [f"- mountPath: {self._folder}", f"  name: {VOLUME}", "  readOnly: true"]
-        self._first_of(container, "volumeMounts", mount)
-        volume = ["- hostPath:", f"    path: {self._folder}", "    type: DirectoryOrCreate", f"  name: {VOLUME}"]
-        self._first_of(spec, "volumes", volume)
+        if not self._manifest.has_volume(self._folder):
+            if any(one.get("name") == VOLUME for one in _dicts(self._manifest.pod["spec"].get("volumes"))):
+                raise _Unsafe(f"another volume is called {VOLUME}")
+            mount = [f"- mountPath: {self._folder}", f"  name: {VOLUME}", "  readOnly: true"]
+            self._first_of(container, "volumeMounts", mount)
+            volume = ["- hostPath:", f"    path: {self._folder}", "    type: DirectoryOrCreate", f"  name: {VOLUME}"]
+            self._first_of(spec, "volumes", volume)
         result: list[str] = []
         for number, line in enumerate(self._lines):
             result += self._before.get(number, [])
