@@ -113,7 +113,7 @@ def show_webhook_config(places: Places, place: apiserver.Place, config: CharmCon
     results: dict[str, str | int] = {
         "endpoint": config.listen.url,
         "kubeconfig": shown,
-        "flags": flags.as_text(flags.wanted(folder, kubeconfig, authorization=config.authorization)),
+        "flags": flags.as_text(flags.wanted(folder, kubeconfig, flags.missing(layout, config))),
     }
     if layout is None:
         results["commands"] = flags.commands(config.listen, shown, authorization=config.authorization)

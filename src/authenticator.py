@@ -75,6 +75,7 @@ class InForce:
     authorization_url: str
     backend_ca: str
     policy: bool
+    chained: bool
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,8 @@ def write_settings(
         places: where.
         config: the options.
         tls: the certificates.
-        chained: the chain file that the wiring writes, or None where no flag is ours (then no client certificate is
-            asked for either).
+        chained: the chain file that the wiring writes, or None where the API server does not ask us about tokens itself
+            (then no client certificate is asked for either).
         authorization: whether policy.json is to decide on access.
         backends: what stands behind us.
     """
@@ -275,6 +276,7 @@ def in_force(places: Places) -> InForce:
         authorization_url=(settings.get("authorization_backend") or {}).get("url", ""),
         backend_ca=_read(places.backend_ca),
         policy=bool(settings.get("policy")),
+        chained=bool(settings.get("chained")),
     )
 
 

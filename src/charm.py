@@ -129,14 +129,16 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         if layout is not None:
             logger.info("api-server=%s: %s, %s", config.api_server, layout.name, apiserver.evidence(layout))
+        missing = flags.missing(layout, config)
         if layout is not None:
-            apiserver.check(layout, config.authorization)
+            apiserver.check(layout, missing.authorization)
+        wire = layout if missing.any else None
         authenticator.check_ports(self.places, config.listen)
         self._check_new_urls(config)
         if not authenticator.is_installed(self.places):
             self._announce("installing the authenticator")
         download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
-        self._make_way(config, layout)
+        self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
@@ -148,21 +150,21 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             self.places,
             config,
             tls,
-            chained=layout.place.chain_file if layout else None,
+            chained=wire.place.chain_file if wire and missing.authentication else None,
             authorization=policy is not None,
             backends=self._backends(config, behind),
         )
-        if layout is not None:
-            apiserver.chain(layout)
-        authenticator.start(self.places, config.listen, bypass=layout is not None)
+        if wire is not None:
+            apiserver.chain(wire)
+        authenticator.start(self.places, config.listen, bypass=wire is not None)
         status = authenticator.wait_until_in_force(self.places, tls)
         authenticator.remove_unused_inputs(self.places, config)
         if download is None:
             upstream.stop(self.places)
         self.unit.set_workload_version(status.version)
-        if layout is not None:
-            self._wire(config, layout, tls)
-        return ops.ActiveStatus(self._summary(config, layout, policy))
+        if wire is not None:
+            self._wire(config, wire, tls, missing)
+        return ops.ActiveStatus(self._summary(config, layout, policy, missing))
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -176,12 +178,16 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             if url and (url, config.auth_server_ca) != (old, now.backend_ca):
                 reach.service(option, url, config.auth_server_ca)
 
-    def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None) -> None:
-        """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA."""
+    def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None, missing: flags.Missing) -> None:
+        """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA.
+
+        Or to a "no": once the cluster's own webhook asks us, we do not ask it, and its tokens must not come here first.
+        """
         wired = apiserver.wired(self.place)
         if wired is None:
             return
-        moved = authenticator.in_force(self.places).listen != config.listen.address
+        now = authenticator.in_force(self.places)
+        moved = now.listen != config.listen.address or (now.chained and not missing.authentication)
         if layout is None or wired.name != layout.name or moved or not webhook.has_authority(self.places):
             apiserver.remove(wired, self._announce)
 
@@ -193,10 +199,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         )
         return Backends(authentication, authorization if config.authorization else None)
 
-    def _wire(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls) -> None:
+    def _wire(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls, missing: flags.Missing) -> None:
         """Have the API server ask us, and make sure that it does."""
         kubeconfig = webhook.kubeconfig(self.places, tls, config.listen, with_client=True)
-        desired = flags.wanted(layout.config_folder, kubeconfig, authorization=config.authorization)
+        desired = flags.wanted(layout.config_folder, kubeconfig, missing)
 
         def probe() -> None:
             authenticator.wait_until_ready()
@@ -220,9 +226,13 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
-    def _summary(self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None) -> str:
+    def _summary(
+        self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None, missing: flags.Missing
+    ) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [layout.name] if layout else ["manual, set the flags as show-webhook-config says"]
+        if layout and not missing.authentication:
+            parts.append("asked by the cluster's own token webhook")
         if config.authorization_service:
             parts.append("access reviews go to authz-server-url")
         else:

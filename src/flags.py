@@ -6,29 +6,55 @@ Not here: putting them in and taking them out (apiserver), and the endpoint that
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from apiserver import Desired, Flag
-from config import Listen
+import apiserver
+from apiserver import Asked, Desired, Flag, Layout
+from config import CharmConfig, Listen
 
 AUTHENTICATION = "authentication.kubeconfig"
 AUTHORIZATION = "authorization.kubeconfig"
 
 
-def wanted(folder: Path, kubeconfig: bytes, *, authorization: bool) -> Desired:
+class Missing(NamedTuple):
+    """What the API server has to be told so that we are asked."""
+
+    authentication: bool = True
+    authorization: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to set."""
+        return self.authentication or self.authorization
+
+
+def missing(layout: Layout | None, config: CharmConfig) -> Missing:
+    """Say which of our flags are needed; none for what the operator has had the control plane ask us already.
+
+    Asked about tokens by the cluster's own webhook, we leave that flag alone: no cluster token ever passes us then.
+    """
+    told = Asked() if layout is None else apiserver.asked(layout, config.listen.url)
+    return Missing(not told.authentication, config.authorization and not told.authorization)
+
+
+def wanted(folder: Path, kubeconfig: bytes, missing: Missing) -> Desired:
     """Give the flags that we own, and no others, with the files that they name.
 
     Args:
         folder: where the API server can read our files.
         kubeconfig: of the webhook; one endpoint takes both kinds of review.
-        authorization: whether the API server shall ask about access as well.
+        missing: which are needed.
     """
-    flags = [
-        Flag("authentication-token-webhook-config-file", str(folder / AUTHENTICATION)),
-        Flag("authentication-token-webhook-version", "v1"),
-        Flag("authentication-token-webhook-cache-ttl", "10s"),
-    ]
-    files = {folder / AUTHENTICATION: kubeconfig}
-    if authorization:
+    flags: list[Flag] = []
+    files: dict[Path, bytes] = {}
+    if missing.authentication:
+        flags += [
+            Flag("authentication-token-webhook-config-file", str(folder / AUTHENTICATION)),
+            Flag("authentication-token-webhook-version", "v1"),
+            Flag("authentication-token-webhook-cache-ttl", "10s"),
+        ]
+        files[folder / AUTHENTICATION] = kubeconfig
+    if missing.authorization:
         flags += [
             # Given once more, it is added to the modes that are there; ours comes last, so RBAC is asked before us.
             Flag("authorization-mode", "Webhook"),

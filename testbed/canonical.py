@@ -165,7 +165,7 @@ class Canonical(Cluster):
         text = "".join(f"--{name}={value}\n" for name, value in sorted(self.flags.items()))
         self.machine.write(self.args_path, text, 0o600)
 
-    def charm_reconcile(self, **extra: str) -> bool:
+    def owner_sets(self, **extra: str) -> bool:
         """Play the charm's reconcile: merge its operator's flags into its file; restart if that changes a byte of it.
 
         Args:

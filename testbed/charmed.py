@@ -52,6 +52,7 @@ class Charmed(Cluster):
             "kube-scheduler": _cluster_token("kube-scheduler", "system:kube-scheduler"),
             "kube-proxy": _cluster_token("kube-proxy", "system:kube-proxy"),
         }
+        self.authn_endpoint = ""
 
     def _install(self) -> None:
         machine, address = self.machine, self.machine.address
@@ -175,6 +176,8 @@ class Charmed(Cluster):
     def control_plane_reconcile(self, *, wait: bool = True, hurried: bool = False) -> None:
         """Play the control-plane charm's reconcile: write all its flags (`self.flags`) anew, restart both services.
 
+        Its option `authn-webhook-endpoint` is `self.authn_endpoint`.
+
         Args:
             wait: whether to return only when the cluster's own tokens are good again.
             hurried: do not give the webhook the moment that it takes to load its tokens before the API server goes. It
@@ -182,12 +185,24 @@ class Charmed(Cluster):
 
         """
         self._write_args()
+        program = (
+            (HERE / "auth-webhook.py")
+            .read_text()
+            .replace('CUSTOM_AUTHN_ENDPOINT = ""', f"CUSTOM_AUTHN_ENDPOINT = '{self.authn_endpoint}'")
+        )
+        self.machine.write("/root/cdk/auth-webhook/auth-webhook.py", program, 0o600)
         self.machine.run("systemctl", "restart", AUTH_WEBHOOK)
         if not hurried:
             self.machine.wait(self._webhook_knows_its_tokens, "the cluster's token webhook", 60)
         self.machine.run("systemctl", "restart", API_SERVER)
         if wait:
             self.wait_ready()
+
+    def owner_sets(self, **flags: str) -> bool:
+        """Play the control-plane charm with other options; see `control_plane_reconcile`."""
+        self.flags |= {name.replace("_", "-"): value for name, value in flags.items()}
+        self.control_plane_reconcile()
+        return True
 
     def wait_ready(self, timeout: float = 120) -> None:
         """Wait until the API server is ready and takes the admin's cluster token.

@@ -61,8 +61,9 @@ class Cluster(abc.ABC):
     service: str
     """The API server's unit."""
     webhook: str
-    """The unit of the cluster's own token webhook."""
+    """The unit of the cluster's own token webhook; empty where there is none."""
     args_path: str
+    port = PORT
     tokens: Mapping[str, ClusterToken]
     """At least `admin` and `kubelet`."""
     flags: dict[str, str]
@@ -84,7 +85,7 @@ class Cluster(abc.ABC):
             run = Run(self.layout)
             stack.callback(run.remove)
             self.folder = run.folder
-            self.server = f"https://{self.machine.address}:{PORT}"
+            self.server = f"https://{self.machine.address}:{self.port}"
             self.flags = self._flags()
             self._install()
             self._hand_out_rescue()
@@ -108,6 +109,15 @@ class Cluster(abc.ABC):
     def wait_ready(self, timeout: float = 120) -> None:
         """Wait until the API server is ready and takes the cluster's own tokens."""
 
+    @abc.abstractmethod
+    def owner_sets(self, **flags: str) -> bool:
+        """Have the control plane's owner set flags (`_` for `-`) in its own way, and restart as it does.
+
+        Returns:
+            Whether it restarted the API server.
+
+        """
+
     def _hand_out_rescue(self) -> None:
         rescue = self._authority.sign("rescue", organization="system:masters")
         keys = {"client-certificate-data": rescue.certificate, "client-key-data": rescue.key}
@@ -119,9 +129,10 @@ class Cluster(abc.ABC):
 
     def _populate(self) -> None:
         """Make what a cluster has, a node among it; then wait until all is ready."""
-        self.machine.wait(self._answers, "the API server", 120)
-        self.machine.wait(
-            lambda: self.kubectl("get", "namespace", "kube-system", check=False).returncode == 0, "kube-system", 60
+        self._wait(
+            (self._answers, "the API server"),
+            (lambda: self.kubectl("get", "namespace", "kube-system", check=False).returncode == 0, "kube-system"),
+            timeout=120,
         )
         self.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}, *self._objects())
         self.namespace("default")
@@ -236,5 +247,5 @@ class Cluster(abc.ABC):
 
     def webhook_reviews(self) -> list[tuple[str, str]]:
         """Give the reviews that the cluster's own webhook got: SHA-256 of the token, and the user or `-`."""
-        lines = self.machine.journal(self.webhook, 100000).splitlines()
+        lines = self.machine.journal(self.webhook, 100000).splitlines() if self.webhook else []
         return [(line.split()[1], line.split(" ", 2)[2]) for line in lines if line.startswith("review ")]

@@ -6,6 +6,7 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     detect("auto")     which kind of cluster this machine belongs to: one module a layout, see `layouts.py`
     evidence(...)      by what it was recognised
     wired()            the layout that our files are in, whatever has become of it since: for `remove`
+    asked(...)         is our endpoint asked already, because the operator has told the control plane to?
     check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
     chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
@@ -21,6 +22,7 @@ from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
     ApplyFailed,
+    Asked,
     Conflict,
     Desired,
     Flag,
@@ -34,11 +36,12 @@ from apiserver.model import (
     Unknown,
     WiringError,
 )
-from apiserver.wiring import apply, chain, check, remove, state
+from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
     "Ambiguous",
     "ApplyFailed",
+    "Asked",
     "Conflict",
     "Desired",
     "Flag",
@@ -52,6 +55,7 @@ __all__ = [
     "Unknown",
     "WiringError",
     "apply",
+    "asked",
     "chain",
     "check",
     "detect",

@@ -59,6 +59,10 @@ class Canonical:
         here = self.args_file.is_file() or (self.args_folder / MANAGED).is_file()
         return (self.place.unit_folder / self.service).exists() and here
 
+    def asks(self, url: str) -> bool:  # noqa: ARG002
+        """Its webhook asks nobody."""
+        return False
+
     @property
     def _common(self) -> Path:
         return self.place.root / "var/snap/k8s/common"

@@ -6,9 +6,11 @@ read of ours lies in one of those. It needs no `--classic`, and its charm passes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from apiserver import files
 from apiserver.model import Place
 
 
@@ -47,3 +49,9 @@ class Charmed:
     def present(self) -> bool:
         """The unit that snapd wrote, and the flags that the control-plane charm did."""
         return (self.place.unit_folder / self.service).exists() and self.args_file.is_file()
+
+    def asks(self, url: str) -> bool:
+        """Read it from the webhook's program, into which its charm renders the option `authn-webhook-endpoint`."""
+        program = files.read(self.place.root / "root/cdk/auth-webhook/auth-webhook.py") or b""
+        strings = re.findall(r"""(?m)= ['"]([^'"]*)['"]\s*$""", program.decode(errors="replace"))
+        return url in {string.replace("//localhost:", "//127.0.0.1:") for string in strings}

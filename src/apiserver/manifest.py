@@ -72,7 +72,7 @@ class Manifest:
             raise refuse("it has line ends of another kind")
         try:
             for event in yaml.parse(text, Loader=yaml.SafeLoader):
-                if getattr(event, "anchor", None):
+                if getattr(event, "anchor", None) and event.start_mark:
                     raise refuse(f"line {event.start_mark.line + 1} has an anchor or an alias")
             pod = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:

@@ -55,3 +55,7 @@ class MicroK8s:
         """Whether kubelite is here and is a control plane: on a worker it has a lock, and the same files."""
         worker = self.working_folder / "var/lock/clustered.lock"
         return (self.place.unit_folder / self.service).exists() and self.args_file.is_file() and not worker.exists()
+
+    def asks(self, url: str) -> bool:  # noqa: ARG002
+        """It has no webhook of its own."""
+        return False

@@ -57,6 +57,15 @@ class Flag(NamedTuple):
     value: str
 
 
+class Asked(NamedTuple):
+    """What an endpoint is asked about already, by settings that are not ours."""
+
+    authentication: bool = False
+    """by the cluster's own token webhook, about tokens that it does not know"""
+    authorization: bool = False
+    """by the API server, about access"""
+
+
 @dataclass(frozen=True)
 class Desired:
     """What the API server shall be told.
@@ -160,6 +169,10 @@ class Layout(Protocol):
     @property
     def present(self) -> bool:
         """Whether such an API server is installed here."""
+        ...
+
+    def asks(self, url: str) -> bool:
+        """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
         ...
 
 

@@ -87,6 +87,10 @@ class Pod:
         """Give those of all flags; a mode in two of them and the API server ends."""
         return flags.items(args.MODE)
 
+    def named(self, path: str) -> bytes:
+        """Find it through the pod's volumes."""
+        return self._content(self._manifest(), PurePosixPath("/", path))
+
     # --- what keeps it safe
 
     def installed(self) -> bool:

@@ -53,6 +53,10 @@ class Unit:
         """Give those of all lines, or of the last file."""
         return args.modes(self.layout, flags)
 
+    def named(self, path: str) -> bytes:
+        """Read it from where the unit is started."""
+        return (self.layout.working_folder / path).read_bytes()
+
     def installed(self) -> bool:
         """Look for script and drop-in."""
         return script.installed(self.layout)

@@ -56,6 +56,10 @@ class Way(Protocol):
         """Give the authorization modes among these."""
         ...
 
+    def named(self, path: str) -> bytes:
+        """Read a file that one of the flags names."""
+        ...
+
     # --- what keeps it safe without the charm
 
     def installed(self) -> bool:

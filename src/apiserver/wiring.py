@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from apiserver import files, wanted, ways
 from apiserver.model import (
     ApplyFailed,
+    Asked,
     Conflict,
     Desired,
     Kind,
@@ -41,6 +44,28 @@ _RAN_OUT = (
     "see its log"
 )
 _BYPASSED = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
+
+
+def asked(layout: Layout, url: str) -> Asked:
+    """Tell what the endpoint at `url` is asked about already, because the operator has told the control plane to.
+
+    About access this counts only beside the cluster's own token webhook: the kubeconfig that passes through the
+    control plane's options shows no client certificate, and we ask for one unless we are behind that webhook.
+
+    Raises:
+        WiringError: the API server's flags cannot be read.
+
+    """
+    if not layout.asks(url):
+        return Asked()
+    way = ways.of(layout)
+    path = way.others().last("authorization-webhook-config-file")
+    try:
+        config = yaml.safe_load(way.named(path)) if path else {}
+        servers = {item["cluster"]["server"] for item in config.get("clusters", ())}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        servers = set()
+    return Asked(True, url in servers)
 
 
 def check(layout: Layout, authorization: bool) -> None:

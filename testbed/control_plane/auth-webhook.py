@@ -1,8 +1,9 @@
 """Plays Charmed Kubernetes' own token webhook: knows the tokens that are kept as Secrets, and says no to all others.
 
 As the real one: it answers in the apiVersion that it is asked in, says a plain no to everybody until it has loaded the
-Secrets, and forwards nothing as long as nobody configured where to. It logs each review as the token's SHA-256 and the
-user it found. Standard library only; it runs on the machine.
+Secrets, and forwards what it does not know to where its charm's option `authn-webhook-endpoint` says: without a client
+certificate, and believing any server's; whatever is no yes becomes a plain no. It logs each review as the token's
+SHA-256 and the user it found. Standard library only; it runs on the machine.
 """
 
 import base64
@@ -17,6 +18,8 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+
+CUSTOM_AUTHN_ENDPOINT = ""
 
 FOLDER = pathlib.Path("/root/cdk/auth-webhook")
 SECRETS = "https://127.0.0.1:6443/api/v1/namespaces/kube-system/secrets?fieldSelector=" + urllib.parse.quote(
@@ -52,6 +55,22 @@ def load_forever():
         time.sleep(1 if users else 0.3)
 
 
+def forwarded(review):
+    """Ask the endpoint that was configured; give the user that it names, if it names one."""
+    if not CUSTOM_AUTHN_ENDPOINT:
+        return None
+    body, headers = json.dumps(review).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(CUSTOM_AUTHN_ENDPOINT, body, headers)
+    try:
+        context = ssl._create_unverified_context()
+        with urllib.request.urlopen(request, context=context, timeout=10) as response:
+            status = json.load(response)["status"]
+        return status["user"] if status["authenticated"] else None
+    except (OSError, ValueError, KeyError) as error:
+        say(f"{CUSTOM_AUTHN_ENDPOINT}: {error}")
+        return None
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers TokenReviews."""
 
@@ -62,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer one."""
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         token = review.get("spec", {}).get("token", "")
-        user = users.get(token)
+        user = users.get(token) or forwarded(review)
         review["status"] = {"authenticated": True, "user": user} if user else {"authenticated": False}
         say(f"review {hashlib.sha256(token.encode()).hexdigest()} {user['username'] if user else '-'}")
         body = json.dumps(review).encode()

@@ -142,6 +142,7 @@ def test_what_was_written_back_is_undone_and_others_changes_stay(
     assert canonical.args == without_us
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", MERGES.values(), ids=MERGES.keys())
 def test_the_clusters_own_webhook_is_never_lost(canonical: Tree, first: Callable[[str], str]) -> None:
     """However often, whoever and in whatever form: what a start chains to is what was there before us."""
@@ -256,6 +257,16 @@ def test_an_authorization_of_a_users_own_is_whole_after_ours(microk8s: Tree) -> 
     left = flags(microk8s.args)
     assert (left[MODE], left["authorization-webhook-config-file"]) == (["RBAC,Node,Webhook"], ["/theirs"])
     assert "authorization-webhook-version" not in left
+
+
+def test_a_mode_goes_with_the_webhook_that_it_was_for(microk8s: Tree) -> None:
+    """No API server starts with a mode Webhook and no webhook."""
+    before = microk8s.args
+    microk8s.want(authorization=True)
+    start(microk8s)
+    microk8s.args = re.sub("(?m)^--authorization-webhook-config-file=.*\n", "", microk8s.args)
+    microk8s.script("cut")
+    assert microk8s.args == before
 
 
 def test_it_is_written_down_what_a_start_was_given(microk8s: Tree) -> None:

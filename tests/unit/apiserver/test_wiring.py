@@ -22,6 +22,7 @@ from testbed.owners import canonical_charm
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
 
 pytestmark = pytest.mark.slow  # real processes, started and ended many times
+URL = "https://127.0.0.1:8443/webhook"
 
 
 def nothing_wrong() -> None:
@@ -610,6 +611,57 @@ def test_a_charm_killed_for_real_in_the_middle_of_a_trial_is_confirmed_by_the_ne
 
 
 # ---- finding and checking
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("CUSTOM_AUTHN_ENDPOINT = 'https://127.0.0.1:8443/webhook'\n", True),
+        ('CUSTOM_AUTHN_ENDPOINT = "https://localhost:8443/webhook"\n', True),
+        ("    url = 'https://127.0.0.1:8443/webhook'\n", True),
+        ("CUSTOM_AUTHN_ENDPOINT = ''\n", False),
+        ("CUSTOM_AUTHN_ENDPOINT = 'https://10.0.0.9:8443/webhook'\n", False),
+        ("# https://127.0.0.1:8443/webhook\n", False),
+        (None, False),
+    ],
+)
+def test_charmed_kubernetes_own_webhook_says_whom_it_asks(charmed: Tree, program: str | None, told: bool) -> None:
+    if program is not None:
+        (charmed.root / "root/cdk/auth-webhook/auth-webhook.py").write_text(f"import json\n\n{program}\napp = None\n")
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(authentication=told)
+
+
+def test_access_is_asked_about_already_only_beside_the_clusters_own_webhook(charmed: Tree) -> None:
+    config = charmed.root / "root/cdk/authz.yaml"
+    config.write_text(f'{{"clusters": [{{"name": "x", "cluster": {{"server": "{URL}"}}}}]}}\n')
+    charmed.args += f'--authorization-webhook-config-file="{config}"\n'
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked()
+    (charmed.root / "root/cdk/auth-webhook/auth-webhook.py").write_text(f"CUSTOM_AUTHN_ENDPOINT = '{URL}'\n")
+    assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(True, True)
+    for other in ("clusters: [", "a: b", '{"clusters": [{"cluster": {"server": "https://x"}}]}'):
+        config.write_text(other)
+        assert apiserver.asked(charmed.layout, URL) == apiserver.Asked(True, False)
+
+
+@pytest.mark.parametrize("tree", ["canonical", "microk8s"], indirect=True)
+def test_no_other_layout_has_a_webhook_that_asks_others(tree: Tree) -> None:
+    assert apiserver.asked(tree.layout, URL) == apiserver.Asked()
+
+
+def test_authorization_alone_goes_in_and_comes_out(machine: Machine) -> None:
+    """What is left to set where the cluster's own webhook asks us about tokens."""
+    before = machine.args
+    both = machine.desired(authorization=True)
+    alone = apiserver.Desired(
+        tuple(flag for flag in both.flags if flag.name.startswith("authorization")),
+        {path: content for path, content in both.files.items() if path.name.startswith("authorization")},
+    )
+    assert apiserver.apply(machine.layout, alone, nothing_wrong, print, QUICK)
+    machine.wait_for("our flags", lambda: machine.in_force)
+    assert not any("authentication.kubeconfig" in word for word in machine.running_flags())
+    assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
 
 
 @pytest.mark.parametrize("missing", ["unit", "flags"])

@@ -291,6 +291,7 @@ class FakeWiring:
     order: list[str] = field(default_factory=list)
     probe: Callable[[], None] | None = None
     run_probe: bool = False
+    asked_already: apiserver.Asked = field(default_factory=apiserver.Asked)
 
     def _step(self, name: str) -> None:
         self.order.append(name)
@@ -305,6 +306,10 @@ class FakeWiring:
 
     def evidence(self, layout: FakeLayout) -> str:
         return f"{layout.service} with its flags"
+
+    def asked(self, _: FakeLayout, url: str) -> apiserver.Asked:
+        assert url.endswith("/webhook")
+        return self.asked_already
 
     def wired(self, _: apiserver.Place) -> FakeLayout | None:
         return self.layout if self.desired else None
@@ -343,7 +348,7 @@ class FakeWiring:
 @pytest.fixture
 def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
     fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root)), machine)
-    for name in ("detect", "evidence", "wired", "check", "chain", "apply", "remove", "state"):
+    for name in ("detect", "evidence", "asked", "wired", "check", "chain", "apply", "remove", "state"):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     return fake
 

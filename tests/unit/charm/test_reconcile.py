@@ -90,6 +90,44 @@ def test_what_auto_has_found_is_said_and_why(unit):
     assert "api-server=auto: charmed, snap.kube-apiserver.daemon.service with its flags" in unit.log
 
 
+def test_behind_the_clusters_own_webhook_nothing_is_set_without_a_policy(unit, machine, wiring):
+    wiring.asked_already = apiserver.Asked(authentication=True)
+
+    assert unit.run().message == (
+        "ready: charmed, asked by the cluster's own token webhook, no policy, RBAC alone decides"
+    )
+    assert wiring.order == ["detect", "check"]
+    assert machine.settings()["chained"] is None
+    assert machine.settings()["tls"]["require_client_certificate"] is False, "that webhook shows none"
+
+
+def test_behind_the_clusters_own_webhook_only_what_is_missing_is_set(unit, machine, wiring):
+    wiring.asked_already = apiserver.Asked(authentication=True)
+    unit.configure(policy=POLICY).run()
+
+    assert {flag.name.partition("-")[0] for flag in wiring.desired.flags} == {"authorization"}
+    assert [path.name for path in wiring.desired.files] == ["authorization.kubeconfig"]
+    assert machine.settings()["chained"] is None
+    wiring.asked_already = apiserver.Asked(authentication=True, authorization=True)
+    unit.run()
+    assert wiring.desired is None, "told about access as well, the API server needs no flag of ours"
+
+
+def test_flags_lead_to_us_no_more_before_we_stop_asking_the_clusters_own_webhook(unit, machine, wiring):
+    """A cluster token that came here between the two would be refused."""
+    unit.configure(policy=POLICY).run()
+    assert machine.settings()["chained"]
+    wiring.asked_already = apiserver.Asked(authentication=True)
+    chained_at_removal = []
+    remove = wiring.remove
+    apiserver.remove = lambda *a: chained_at_removal.append(machine.settings()["chained"]) or remove(*a)
+    unit.run()
+
+    assert chained_at_removal[0]
+    assert machine.settings()["chained"] is None
+    assert {flag.name.partition("-")[0] for flag in wiring.desired.flags} == {"authorization"}
+
+
 def test_from_one_policy_to_another_nothing_restarts(unit, machine, wiring):
     unit.configure(policy=POLICY).run()
     machine.forget_calls()
