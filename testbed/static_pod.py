@@ -1,7 +1,8 @@
 """A control-plane machine as kubeadm lays it out: the real kube-apiserver as a static pod, etcd beside it.
 
 The kubelet is a small one (`control_plane/kubelet.py`). Somebody has given the API server a token webhook, by kubeadm's
-`extraArgs` and `extraVolumes`: its files have other names in the pod than on the machine. The administrator has a certificate.
+`extraArgs` and `extraVolumes`: its files have other names in the pod than on the machine. The administrator has a
+certificate.
 """
 
 from __future__ import annotations
@@ -140,18 +141,20 @@ class StaticPod(Cluster):
             "tls-private-key-file": f"{PKI}/apiserver.key",
         }
 
-    def upgrade(self) -> None:
-        """Play kubeadm: write the manifest whole, from what it knows, and bring it over by a rename."""
+    def manifest(self) -> str:
+        """Give the manifest as kubeadm writes it, from what it knows."""
         mounts = {
             "ca-certs": ("/etc/ssl/certs", "/etc/ssl/certs"),
             "k8s-certs": (PKI, PKI),
             "token-webhook": ("/srv/webhook/api-server", "/etc/token-webhook"),
         }
-        text = kubeadm(self.version, self.machine.address, self.flags, mounts, self.port)
-        self.machine.write("/etc/kubernetes/tmp/kube-apiserver.yaml", text, 0o600)
-        self.machine.shell(
-            f"mkdir -p {MANIFEST.rpartition('/')[0]}; mv /etc/kubernetes/tmp/kube-apiserver.yaml {MANIFEST}"
-        )
+        return kubeadm(self.version, self.machine.address, self.flags, mounts, self.port)
+
+    def upgrade(self) -> None:
+        """Play kubeadm: write the manifest whole, and bring it over by a rename."""
+        written = "/etc/kubernetes/tmp/kube-apiserver.yaml"
+        self.machine.write(written, self.manifest(), 0o600)
+        self.machine.shell(f"mkdir -p {MANIFEST.rpartition('/')[0]}; mv {written} {MANIFEST}")
 
     def owner_sets(self, **flags: str) -> bool:
         """Play `kubeadm upgrade` with other flags; see `Cluster`."""
