@@ -26,7 +26,7 @@ import yaml
 
 from apiserver import ways
 from apiserver.args import Args
-from apiserver.model import Layout
+from apiserver.model import Layout, WiringError
 
 _SECONDS = 10  # for one request
 
@@ -178,6 +178,8 @@ def _session(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
         host, port = local_address(ways.of(layout).read())
     except OSError as error:
         raise Unverified(f"cannot read {error.filename}: {error.strerror}") from None
+    except WiringError as error:  # a manifest that is none
+        raise Unverified(str(error)) from None
     with requests.Session() as session, tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder:
         session.trust_env = False  # no proxy between this machine and itself
         session.mount("https://", _Adapter(admin.host))
