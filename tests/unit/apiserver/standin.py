@@ -14,7 +14,8 @@ if flags[0].startswith("--apiserver-args-file="):
     lines = pathlib.Path(flags[0].partition("=")[2]).read_text().splitlines()
     lines = [line.strip().replace('"', "").replace("'", "") for line in lines]
     flags = [word for line in lines if line and not line.startswith("#") for word in line.split(" ")]
-    pathlib.Path(folder, "given.json").write_text(json.dumps(flags))
+    pathlib.Path(folder, "given.json.new").write_text(json.dumps(flags))
+    pathlib.Path(folder, "given.json.new").rename(pathlib.Path(folder, "given.json"))
 told = json.loads(pathlib.Path(folder, "behaviour.json").read_text())
 port = next(int(word.partition("=")[2]) for word in flags if word.startswith("--secure-port="))
 
