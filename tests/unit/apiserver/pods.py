@@ -27,7 +27,7 @@ from testbed.owners import kubeadm
 from tests.unit.apiserver.support import free_port
 
 PATIENCE = Patience(already=20, ready=15, token=5, restart=30, removal=15, between=0.05)
-LESS = Patience(already=20, ready=2, token=1, restart=5, removal=2, between=0.05)
+LESS = Patience(already=20, ready=6, token=2, restart=20, removal=2, between=0.05)
 """For a server that is known to come to nothing."""
 
 SYSTEMCTL = """\

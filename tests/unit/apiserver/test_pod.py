@@ -145,7 +145,11 @@ def test_removal_works_without_a_kubelet(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"crash": "kubernetes-keystone"}, {"deaf": "kubernetes-keystone"}, {"unreached": "kubernetes-keystone"}],
+    [
+        {"crash": "kubernetes-keystone"},
+        pytest.param({"deaf": "kubernetes-keystone"}, marks=pytest.mark.slow),
+        pytest.param({"unreached": "kubernetes-keystone"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_flags_that_the_server_does_not_work_with_are_taken_back(
