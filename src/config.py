@@ -24,8 +24,7 @@ PRIVATE_PORT = 8444
 """The authenticator's private listener: health and state, no tokens."""
 UPSTREAM_PORT = 8445
 """Where an operator's own k8s-keystone-auth listens, on loopback."""
-LAYOUTS = ("charmed", "canonical", "microk8s")
-LATER_LAYOUTS = ("static-pod",)
+LAYOUTS = ("charmed", "canonical", "microk8s", "static-pod")
 
 
 class Listen(pydantic.BaseModel, frozen=True):
@@ -197,8 +196,6 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @classmethod
     def _check_api_server(cls, value: str) -> str:
         usable = f"use auto, {', '.join(LAYOUTS)} or manual"
-        if value in LATER_LAYOUTS:
-            raise ValueError(f"{value} is not supported by this version yet: {usable}")
         if value not in {"auto", *LAYOUTS, "manual"}:
             raise ValueError(f"{value!r} is unknown: {usable}")
         return value

@@ -13,8 +13,9 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     remove(...)        byte for byte as it was
     state(...)         what is in force, for the status
 
-Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script before each start of the API
-server (`templates/apiserver/apiserver-flags`) and the one file that it obeys (`wanted.py`).
+Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
+API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
+one file that they obey (`wanted.py`). Which of the two, and all that follows from it, is the layout's way (`ways.py`).
 """
 
 from apiserver.layouts import detect, evidence, wired

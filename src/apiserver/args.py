@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from apiserver.model import MANAGED, Desired, Flag, Layout
+from apiserver.model import MANAGED, Desired, Flag, UnitLayout
 
 BEGIN = "begin"
 """The file name, never opened, by which the first line of our block is known."""
@@ -102,7 +102,7 @@ def parse(text: str) -> Args:
     return from_words(word for line in text.split("\n") for word in words(line))
 
 
-def sources(layout: Layout) -> tuple[Path, ...]:
+def sources(layout: UnitLayout) -> tuple[Path, ...]:
     """Give the files whose flags the next start reads, in order: of a flag with one value the last one counts."""
     folder = layout.args_folder
     if folder is None or not (folder / MANAGED).is_file():
@@ -110,7 +110,7 @@ def sources(layout: Layout) -> tuple[Path, ...]:
     return tuple(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
 
 
-def read(layout: Layout) -> Args:
+def read(layout: UnitLayout) -> Args:
     """Read the flags that the next start reads, ours included if they are in.
 
     Raises:
@@ -120,11 +120,16 @@ def read(layout: Layout) -> Args:
     return parse("\n".join(path.read_text(errors="replace") for path in sources(layout)))
 
 
-def modes(layout: Layout, flags: Args) -> tuple[str, ...]:
+def modes(layout: UnitLayout, flags: Args) -> tuple[str, ...]:
     """Give the authorization modes of a layout: those of several lines add up, those of several files do not."""
     if sources(layout) == (layout.args_file,):
         return flags.items(MODE)
     return tuple(filter(None, flags.last(MODE).split(",")))
+
+
+def flag_lines(lines: Iterable[str]) -> Args:
+    """Read the flags of a block: all but its first line, which only marks its beginning."""
+    return parse("\n".join(list(lines)[1:]))
 
 
 def block(desired: Desired, folder: Path) -> tuple[str, ...]:

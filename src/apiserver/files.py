@@ -15,13 +15,24 @@ def read(path: Path) -> bytes | None:
         return None
 
 
-def write(path: Path, content: bytes, mode: int) -> bool:
+def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> bool:
     """Make `path` hold `content` with `mode`, safely on disk when this returns; makes the folders above it.
 
-    Returns whether anything was changed.
+    Args:
+        path: where.
+        content: all of it.
+        mode: permission bits, whatever the umask says.
+        owner: the IDs of user and group; the writer's own otherwise.
+
+    Returns:
+        Whether anything was changed.
+
     """
-    if read(path) == content and path.stat().st_mode & 0o7777 == mode:
-        return False
+    owner = owner or (os.geteuid(), os.getegid())
+    if read(path) == content:
+        have = path.stat()
+        if (have.st_mode & 0o7777, have.st_uid, have.st_gid) == (mode, *owner):
+            return False
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Not the name that the script uses for its own new files, so that neither trips over the other.
     new = _new(path)
@@ -29,6 +40,7 @@ def write(path: Path, content: bytes, mode: int) -> bool:
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchown(file.fileno(), *owner)
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()

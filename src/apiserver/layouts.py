@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apiserver import args, script
+from apiserver import ways
 from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
 from apiserver.microk8s import MicroK8s
 from apiserver.model import Ambiguous, Layout, NotFound, Place, Unknown
+from apiserver.static_pod import StaticPod
 
-LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed, Canonical, MicroK8s)
+LAYOUTS: tuple[Callable[[Place], Layout], ...] = (Charmed, Canonical, MicroK8s, StaticPod)
 
 
 def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - frozen, and the one default there is
@@ -46,9 +47,8 @@ def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - froze
 
 
 def evidence(layout: Layout) -> str:
-    """Say by what a layout is known: its service, and where that reads its flags."""
-    read = args.sources(layout)
-    return f"{layout.service} with {read[0] if read == (layout.args_file,) else layout.args_folder}"
+    """Say by what a layout is known: what runs its API server, and where that has its flags."""
+    return ways.of(layout).evidence
 
 
 def wired(place: Place = Place()) -> Layout | None:  # noqa: B008 - as above
@@ -59,6 +59,6 @@ def wired(place: Place = Place()) -> Layout | None:  # noqa: B008 - as above
     """
     for make in LAYOUTS:
         layout = make(place)
-        if script.installed(layout) or layout.config_folder.exists():
+        if ways.of(layout).installed() or layout.config_folder.exists():
             return layout
     return None

@@ -143,13 +143,18 @@ class Place:
         return self.root / "opt/kubernetes-keystone/apiserver-flags"
 
     @property
+    def pod_script(self) -> Path:
+        """The script that watches over a static pod; there is nothing of its own start that could be waited on."""
+        return self.root / "opt/kubernetes-keystone/apiserver-pod"
+
+    @property
     def unit_folder(self) -> Path:
         """Where an administrator's systemd units and drop-ins go; snapd writes its units here as well."""
         return self.root / "etc/systemd/system"
 
 
 class Layout(Protocol):
-    """One way of running an API server as a systemd unit that reads its flags from a file."""
+    """One kind of cluster: where things lie in it. What is done there is its `Way`'s (`ways.py`)."""
 
     @property
     def name(self) -> str:
@@ -160,6 +165,29 @@ class Layout(Protocol):
     def place(self) -> Place:
         """Where our own files lie."""
         ...
+
+    @property
+    def config_folder(self) -> Path:
+        """A folder of our own, made and removed by this package, that the API server can read, however confined."""
+        ...
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """The machine's own administrator, whose token must be as good afterwards as it was before."""
+        ...
+
+    @property
+    def present(self) -> bool:
+        """Whether such an API server is installed here."""
+        ...
+
+    def asks(self, url: str) -> bool:
+        """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
+        ...
+
+
+class UnitLayout(Layout, Protocol):
+    """A layout whose API server is a systemd unit that reads its flags from a file."""
 
     @property
     def service(self) -> str:
@@ -194,25 +222,6 @@ class Layout(Protocol):
         """What a relative path in a flag is relative to."""
         ...
 
-    @property
-    def config_folder(self) -> Path:
-        """A folder of our own, made and removed by this package, that the API server can read, however confined."""
-        ...
-
-    @property
-    def admin_kubeconfig(self) -> Path:
-        """The machine's own administrator, whose token must be as good afterwards as it was before."""
-        ...
-
-    @property
-    def present(self) -> bool:
-        """Whether such an API server is installed here."""
-        ...
-
-    def asks(self, url: str) -> bool:
-        """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
-        ...
-
 
 @dataclass(frozen=True)
 class Patience:
@@ -225,7 +234,7 @@ class Patience:
     token: float = 30
     """for the cluster's token after that: Charmed Kubernetes' own webhook says "no" until its secrets are loaded"""
     restart: float = 150
-    """for `systemctl restart` itself: a draining API server takes its unit's whole stop time-out, 90 s"""
+    """for `systemctl restart`, or the kubelet: a draining API server takes its unit's whole stop time-out, 90 s"""
     removal: float = 60
     """for the server after our flags were taken out for good; being late fails nothing"""
     turn: float = 120

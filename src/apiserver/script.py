@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 
 from apiserver import files, systemd
-from apiserver.model import MANAGED, Layout, WiringError
+from apiserver.model import MANAGED, UnitLayout, WiringError
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates/apiserver"
 _UNITS = ("kubernetes-keystone-bypass.service", "kubernetes-keystone-retry.service", "kubernetes-keystone-retry.timer")
@@ -20,28 +21,28 @@ _RETRY_TIMER = "kubernetes-keystone-retry.timer"
 _SECONDS = 40  # the script bounds itself to 35
 
 
-def own_file(layout: Layout) -> Path | None:
+def own_file(layout: UnitLayout) -> Path | None:
     """Where our flags lie in a file of their own, if the layout has such a place."""
     return layout.args_folder / OWN_FILE if layout.args_folder else None
 
 
-def given_path(layout: Layout) -> Path:
+def given_path(layout: UnitLayout) -> Path:
     """Where the script writes down what the last start was given; it does so where no command line shows it."""
     return layout.config_folder / "given"
 
 
-def drop_in_path(layout: Layout) -> Path:
+def drop_in_path(layout: UnitLayout) -> Path:
     """Where the drop-in lies that has systemd run the script."""
     return layout.place.unit_folder / f"{layout.service}.d/kubernetes-keystone.conf"
 
 
-def installed(layout: Layout) -> bool:
+def installed(layout: UnitLayout) -> bool:
     """Whether the drop-in or the script is here, and is for this layout."""
     text = files.read(layout.place.script) or b""
     return drop_in_path(layout).exists() or f"ARGS='{layout.args_file}'".encode() in text
 
 
-def install(layout: Layout) -> None:
+def install(layout: UnitLayout) -> None:
     """Put script, drop-in and units in place, or renew them. Restarts nothing, and sets no flag."""
     install_script(layout)
     for unit in _UNITS:
@@ -55,12 +56,12 @@ def install(layout: Layout) -> None:
         systemd.daemon_reload()
 
 
-def install_script(layout: Layout) -> None:
+def install_script(layout: UnitLayout) -> None:
     """Put the script alone in place: what `chain` and `remove` need."""
     files.write(layout.place.script, _render("apiserver-flags", layout), 0o755)
 
 
-def uninstall(layout: Layout) -> None:
+def uninstall(layout: UnitLayout) -> None:
     """Take away drop-in, units and script, and have systemd forget them."""
     paths = [drop_in_path(layout), *(layout.place.unit_folder / unit for unit in _UNITS)]
     there = any(path.exists() for path in paths)
@@ -75,7 +76,7 @@ def uninstall(layout: Layout) -> None:
             folder.rmdir()
 
 
-def run(layout: Layout, mode: str) -> None:
+def run(layout: UnitLayout, mode: str) -> None:
     """Run the installed script once, in a mode that restarts nothing (`chain`, `cut`).
 
     Raises:
@@ -85,7 +86,7 @@ def run(layout: Layout, mode: str) -> None:
     _run(layout, mode, [str(layout.place.script)])
 
 
-def others(layout: Layout) -> str:
+def others(layout: UnitLayout) -> str:
     """Give the flags that the next start reads without ours, as the script tells them apart, be it installed or not.
 
     Raises:
@@ -95,7 +96,7 @@ def others(layout: Layout) -> str:
     return _run(layout, "others", ["-c", _render("apiserver-flags", layout).decode(), str(layout.place.script)])
 
 
-def _run(layout: Layout, mode: str, program: list[str]) -> str:
+def _run(layout: UnitLayout, mode: str, program: list[str]) -> str:
     command = ["/bin/sh", *program, mode, "bounded"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
@@ -107,9 +108,7 @@ def _run(layout: Layout, mode: str, program: list[str]) -> str:
     return done.stdout
 
 
-def _render(name: str, layout: Layout) -> bytes:
-    how = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
-    environment = jinja2.Environment(**how, autoescape=False)  # noqa: S701
+def _render(name: str, layout: UnitLayout) -> bytes:
     place = layout.place
     values = {
         "args_file": layout.args_file,
@@ -127,6 +126,13 @@ def _render(name: str, layout: Layout) -> bytes:
         "reader": place.reader,
         "script": place.script,
     }
+    return render(name, values)
+
+
+def render(name: str, values: Mapping[str, object]) -> bytes:
+    """Render a template of the wiring's; the values are paths and names."""
+    how = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
+    environment = jinja2.Environment(**how, autoescape=False)  # noqa: S701
     for key, value in values.items():
         # They stand in single quotes, in awk's strings and in unit files.
         if any(character in str(value) for character in " '\"\\\n%$"):

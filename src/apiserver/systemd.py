@@ -58,6 +58,18 @@ def reload_if_needed(*units: str) -> None:
         daemon_reload()
 
 
+def enable(unit: str) -> None:
+    """Have a unit started with the machine, and now."""
+    done = _systemctl("enable", "--now", unit, timeout=60)
+    if done is None or done.returncode:
+        raise WiringError(f"systemctl enable --now {unit}: {done.stderr.strip() if done else 'no end within 60 s'}")
+
+
+def disable(unit: str) -> None:
+    """Take that back, be it there or not."""
+    _systemctl("disable", "--now", unit, timeout=60)
+
+
 def daemon_reload() -> None:
     """Have systemd read its files again."""
     done = _systemctl("daemon-reload", timeout=90)
@@ -100,6 +112,11 @@ def log_tail(unit: str, since: float) -> tuple[str, ...]:
     begin = next((n + 1 for n, line in enumerate(lines) if _WITH in line), 0)
     end = next((n for n, line in enumerate(lines) if n >= begin and _WITHOUT in line), len(lines))
     lines = lines[begin:end]
+    return telling(lines)
+
+
+def telling(lines: list[str]) -> tuple[str, ...]:
+    """Give the last lines of a log that say more than information, without what may be a secret."""
     telling = [line for line in lines if not _INFORMATION.match(line)]
     return tuple(_SECRETS.sub("[…]", line)[:_LOG_WIDTH] for line in (telling or lines)[-_LOG_LINES:])
 

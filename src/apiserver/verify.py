@@ -24,9 +24,9 @@ import requests
 import requests.adapters
 import yaml
 
-from apiserver import args
+from apiserver import ways
 from apiserver.args import Args
-from apiserver.model import Layout
+from apiserver.model import Layout, WiringError
 
 _SECONDS = 10  # for one request
 
@@ -185,9 +185,11 @@ def as_admin(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
     try:
-        host, port = local_address(args.read(layout))
+        host, port = local_address(ways.of(layout).read())
     except OSError as error:
         raise Unverified(f"cannot read {error.filename}: {error.strerror}") from None
+    except WiringError as error:  # a manifest that is none
+        raise Unverified(str(error)) from None
     with requests.Session() as session, tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder:
         session.trust_env = False  # no proxy between this machine and itself
         session.mount("https://", _Adapter(admin.host))

@@ -13,6 +13,10 @@ Written whole by one rename, root-only, under the lock beside it; the script cou
     end
 
 Times are whole seconds of /proc/uptime, which no change of the clock moves.
+
+A static pod has no script before its starts. There the charm takes the one start itself, when it is about to put the
+lines in, and the script that watches over the manifest (`apiserver-pod`) reads and counts here; `starts 0` and `life -`
+say that it took them out.
 """
 
 from __future__ import annotations
@@ -119,10 +123,12 @@ def write(place: Place, wanted: Wanted) -> None:
 
 
 def confirm(place: Place, digest: str) -> bool:
-    """End the trial of `digest` well. False where what is wanted is no longer that."""
+    """End the trial of `digest` well. False where what is wanted is no longer that, or was taken out again."""
     with locked(place):
         wanted = read(place)
         if wanted is None or wanted.digest != digest or wanted.stage not in (Stage.TRIAL, Stage.CONFIRMED):
+            return False
+        if wanted.life == "-":
             return False
         files.write(place.wanted, replace(wanted, stage=Stage.CONFIRMED, starts=STARTS).text.encode(), 0o600)
     return True
@@ -132,6 +138,12 @@ def forget(place: Place) -> None:
     """Want nothing: no start puts our flags in from here on."""
     with locked(place):
         files.remove(place.wanted)
+
+
+def taken() -> str:
+    """Give the line `life` of a start that is taken now."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/uptime').read_text().partition('.')[0]}"
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Put our flags in force, prove that the cluster works with them, take them out.
 
 The charm may be killed at any line here, and the API server at any moment. Two things make that harmless: a trial has
-one start, which the script takes before it puts our lines in; and every step looks at what is there, not at what it
-remembers.
+one start, which is taken before our lines go in, and what runs without the charm ends it (`ways.py`); and every step
+looks at what is there, not at what it remembers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from apiserver import args, files, script, systemd, wanted
+from apiserver import files, wanted, ways
 from apiserver.lease import Turn
 from apiserver.model import (
     ApplyFailed,
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = Patience()
 _RAN_OUT = (
-    f"the API server ended {wanted.STARTS} times soon after a start with Keystone's flags and has been running without "
-    "them since; see `journalctl` of its service"
+    "the API server kept ending soon after its starts with Keystone's flags and has been running without them since; "
+    "see its log"
 )
 _BYPASSED = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
 
@@ -59,9 +59,10 @@ def asked(layout: Layout, url: str) -> Asked:
     """
     if not layout.asks(url):
         return Asked()
-    path = args.parse(script.others(layout)).last("authorization-webhook-config-file")
+    way = ways.of(layout)
+    path = way.others().last("authorization-webhook-config-file")
     try:
-        config = yaml.safe_load((layout.working_folder / path).read_bytes()) if path else {}
+        config = yaml.safe_load(way.named(path)) if path else {}
         servers = {item["cluster"]["server"] for item in config.get("clusters", ())}
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         servers = set()
@@ -73,12 +74,14 @@ def check(layout: Layout, authorization: bool) -> None:
 
     Args:
         layout: of this machine.
-        authorization: whether an authorization webhook is wanted (a policy is set). Without one nothing can conflict.
+        authorization: whether an authorization webhook is wanted (a policy is set). Without one no flag can conflict.
 
     """
+    way = ways.of(layout)
+    way.check()
     if not authorization:
         return
-    flags = args.parse(script.others(layout))
+    flags = way.others()
     unset = "unset `policy`, or take the other out first; nothing was changed"
     if flags.last("authorization-config"):
         raise Conflict(
@@ -90,11 +93,10 @@ def check(layout: Layout, authorization: bool) -> None:
             "another authorization webhook is set already, --authorization-webhook-config-file="
             f"{flags.last('authorization-webhook-config-file')}, and there can be one only: {unset}"
         )
-    modes = args.modes(layout, flags)
+    modes = way.modes(flags)
     if not modes:
-        where = ", ".join(str(path) for path in args.sources(layout))
         raise Conflict(
-            f"no --authorization-mode is set in {where}, so everything is allowed to everybody and `policy` "
+            f"no --authorization-mode is set in {way.where}, so everything is allowed to everybody and `policy` "
             "would never be asked: set one (usually Node,RBAC), or unset `policy`; nothing was changed"
         )
     for mode, problem in (
@@ -115,8 +117,7 @@ def chain(layout: Layout) -> None:
 
     """
     _make_state_folder(layout.place)
-    script.install_script(layout)
-    script.run(layout, "chain")
+    ways.of(layout).chain()
 
 
 def apply(
@@ -171,30 +172,29 @@ def remove(
         WiringError: our lines could not be taken out of the args file (a disk is full), so the rest stays as well.
 
     """
-    place = layout.place
+    place, way = layout.place, ways.of(layout)
     try:
         with Turn(layout, announce, patience) as turn:
-            if _running_with_ours(layout):
+            restarted = way.with_ours()
+            if restarted:
                 turn.take_if_in_order()
             if place.wanted.exists():
                 wanted.forget(place)
-            _cut(layout)
-            restarted = _running_with_ours(layout)
             if restarted:
                 announce("restarting the API server without Keystone's flags")
-                complaint = systemd.restart(layout.service, patience.restart)
+            way.cut()
+            if restarted:
+                complaint = way.start_without(patience.restart)
                 try:
                     verify(layout, patience.removal, patience.token, patience.between)
                 except Unverified as error:
                     logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
-        _cut(layout)  # once more: whoever was about to write the file back has done it by now
-        script.uninstall(layout)
+        way.cut()  # once more: whoever was about to write the file back has done it by now
+        way.uninstall()
         if layout.config_folder.exists():
             shutil.rmtree(layout.config_folder)
         for path in (place.chain_file, place.refused, place.wanted, place.lease, place.lock):
             files.remove(path)
-        for folder in (layout.args_file.parent, place.chain_file.parent, place.state_folder):
-            (folder / script.TEMPORARY).unlink(missing_ok=True)  # of a script that was killed
         with contextlib.suppress(OSError):  # others keep things there, too
             place.state_folder.rmdir()
     except OSError as error:
@@ -216,7 +216,7 @@ def state(layout: Layout) -> State:
         return State(Kind.BYPASSED, _BYPASSED, found.digest)
     if found.ran_out:
         return State(Kind.FAILED, _RAN_OUT, found.digest)
-    if _in_force(layout, found):
+    if ways.of(layout).in_force(found):
         if refused:  # what is in force is what had been verified before
             return State(Kind.IN_FORCE, f"a change was taken back: {refused.reason}", found.digest, refused.log)
         return State(Kind.IN_FORCE, "", found.digest)
@@ -254,11 +254,15 @@ class _Wiring:
     patience: Patience
     turn: Turn
 
+    @property
+    def way(self) -> ways.Way:
+        return ways.of(self.layout)
+
     def apply(self, desired: Desired, probe: Callable[[], None]) -> bool:
-        layout, place = self.layout, self.layout.place
+        layout, place, way = self.layout, self.layout.place, self.way
         trial = Wanted.trial(layout, desired)
         _make_state_folder(place)
-        script.install(layout)
+        way.install()
 
         refused = _Refused.read(place)
         if refused and refused.digest != desired.digest:
@@ -266,12 +270,12 @@ class _Wiring:
             refused = None
         found = wanted.read(place)
         if found and found.digest == desired.digest:
-            _write_files(desired.files)  # someone may have changed them: the next start would go without
+            way.write_files(desired.files)  # someone may have changed them: the next start would go without
             if found.stage is Stage.BYPASSED:
                 return False  # comes back with the authenticator, by itself
             if found.ran_out:
                 raise ApplyFailed(_RAN_OUT)
-            if found.stage is Stage.CONFIRMED and _in_force(layout, found):
+            if found.stage is Stage.CONFIRMED and way.in_force(found):
                 problem = self._problem()
                 if problem:  # nothing to change for us, but nothing to call ready either
                     raise NotReady(f"the API server runs with Keystone's flags, but is not in order: {problem}")
@@ -280,17 +284,17 @@ class _Wiring:
         # What an interrupted call left behind: a trial that took its start, or flags that nobody wants any more.
         if found and found.stage is Stage.TRIAL and found.starts == 0:
             same = found.digest == desired.digest and not refused
-            if same and _in_force(layout, found) and not self._problem() and wanted.confirm(place, desired.digest):
+            if same and way.in_force(found) and not self._problem() and wanted.confirm(place, desired.digest):
                 return False
             self._take_out_in_turn()
             found = None
-        elif found is None and _running_with_ours(layout):
+        elif found is None and way.with_ours():
             self._take_out_in_turn()
         if refused:
             raise ApplyFailed(refused.reason, refused.log)
 
         problem = self._problem()
-        if problem and _running_with_ours(layout):
+        if problem and way.with_ours():
             # Perhaps through us: what it was given may lead nowhere any more. Taking ours out is always allowed.
             self._take_out()
             found, problem = None, self._problem()
@@ -304,7 +308,7 @@ class _Wiring:
         since = time.time()
         problem = self._try(trial, desired.files, "with Keystone's flags")
         if problem:
-            log = systemd.log_tail(layout.service, since)
+            log = way.log_tail(since)
             _Refused(desired.digest, problem, log).write(place)
             self._put_back(before)
             raise ApplyFailed(problem, log)
@@ -320,23 +324,23 @@ class _Wiring:
 
     def _try(self, trial: Wanted, contents: Mapping[Path, bytes], how: str) -> str:
         """Restart the API server once with these flags and confirm them. Returns what was wrong, if anything was."""
-        layout, patience = self.layout, self.patience
-        was = systemd.show(layout.service, "InvocationID")
-        _write_files(contents)
-        wanted.write(layout.place, trial)
+        layout, way, patience = self.layout, self.way, self.patience
+        was = way.life()
+        way.write_files(contents)
         self.announce(f"restarting the API server {how}")
-        complaint = systemd.restart(layout.service, patience.restart)
-        try:
-            verify(layout, patience.ready, patience.token, patience.between)
-        except Unverified as error:
-            return f"{error}; {complaint}" if complaint else str(error)
-        if systemd.show(layout.service, "InvocationID") == was:
-            return complaint or f"{layout.service} was not restarted"
-        if not _in_force(layout, trial) or not wanted.confirm(layout.place, trial.digest):
-            return (
-                "the API server did not keep running with Keystone's flags: it ended with them, or was started without "
-                f"them; see `journalctl -u {layout.service}`"
-            )
+        with way.guard():
+            complaint = way.start_with(trial, patience.restart)
+            try:
+                verify(layout, patience.ready, patience.token, patience.between)
+            except Unverified as error:
+                return f"{error}; {complaint}" if complaint else str(error)
+            if way.life() == was:
+                return complaint or "the API server was not restarted"
+            if not way.in_force(trial) or not wanted.confirm(layout.place, trial.digest):
+                return complaint or (
+                    "the API server did not keep running with Keystone's flags: it ended with them, or was started "
+                    f"without them; see {way.log}"
+                )
         return ""
 
     def _put_back(self, before: _Verified | None) -> None:
@@ -348,7 +352,7 @@ class _Wiring:
 
     def _take_out_in_turn(self) -> None:
         """Take ours out of a server that may work well with them."""
-        if _running_with_ours(self.layout):
+        if self.way.with_ours():
             self.turn.take_if_in_order()
         self._take_out()
 
@@ -359,15 +363,16 @@ class _Wiring:
             start: start it as well where it is simply not running.
 
         """
-        layout, patience = self.layout, self.patience
+        layout, way, patience = self.layout, self.way, self.patience
         self.turn.renew()
         wanted.forget(layout.place)
-        _cut(layout)
         complaint = ""
-        down = ("failed", "inactive") if start else ("failed",)
-        if _running_with_ours(layout) or systemd.show(layout.service, "ActiveState") in down:
+        restart = way.with_ours() or way.down(for_any_reason=start)
+        if restart:
             self.announce("restarting the API server without Keystone's flags")
-            complaint = systemd.restart(layout.service, patience.restart)
+        way.cut()
+        if restart:
+            complaint = way.start_without(patience.restart)
         try:
             verify(layout, patience.ready, patience.token, patience.between)
         except Unverified as error:
@@ -388,42 +393,6 @@ class _Verified:
         if found.stage is not Stage.CONFIRMED or found.ran_out or not intact:
             return None
         return cls(replace(found, stage=Stage.TRIAL, starts=1, life="-"), contents)
-
-
-def _running_with_ours(layout: Layout) -> bool:
-    if not layout.flags_shown:
-        return _given(layout) is not None
-    running = systemd.running_args(layout.service)
-    return running is not None and running.mentions(layout.config_folder)
-
-
-def _in_force(layout: Layout, what: Wanted) -> bool:
-    """Whether the API server's process was given every flag of these. The file proves nothing: it may be newer."""
-    if not layout.flags_shown:
-        return _given(layout) == ("yes", what.digest)
-    running = systemd.running_args(layout.service)
-    flags = args.parse("\n".join(what.lines[1:])).flags  # the first only marks the block's beginning
-    return running is not None and all(running.include(flag) for flag in flags)
-
-
-def _given(layout: Layout) -> tuple[str, ...] | None:
-    """Give what the script wrote down about the start of the running process: how sure it is, and a digest."""
-    content = files.read(script.given_path(layout))
-    return tuple(content.decode().split()) if content and systemd.running_args(layout.service) is not None else None
-
-
-def _cut(layout: Layout) -> None:
-    """Take our flags out of the args file or folder, where there are any."""
-    texts = [files.read(path) or b"" for path in (layout.args_file, script.own_file(layout)) if path]
-    if not any(str(layout.config_folder).encode() in text for text in texts):
-        return
-    script.install_script(layout)
-    script.run(layout, "cut")
-
-
-def _write_files(contents: Mapping[Path, bytes]) -> None:
-    for path, content in contents.items():
-        files.write(path, content, 0o600)
 
 
 def _make_state_folder(place: Place) -> None:

@@ -1,5 +1,6 @@
 """Plays the token webhook of Canonical Kubernetes' daemon, k8sd: knows the tokens of its database, here a file.
 
+With an argument, the folder of its state, it plays somebody else's webhook that does the same.
 As the real one: any address, a certificate for 127.0.0.1, the version that it is asked in; to a token that it does not
 know it answers 401, with a review that has an error. It logs each review as the token's SHA-256 and the user it found.
 Standard library only; it runs on the machine.
@@ -12,7 +13,7 @@ import pathlib
 import ssl
 import sys
 
-STATE = pathlib.Path("/var/snap/k8s/common/var/lib/k8sd/state")
+STATE = pathlib.Path(sys.argv[1] if sys.argv[1:] else "/var/snap/k8s/common/var/lib/k8sd/state")
 PATH = "/1.0/kubernetes/auth/webhook"
 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 tls.load_cert_chain(STATE / "cluster.crt", STATE / "cluster.key")

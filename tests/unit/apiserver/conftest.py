@@ -9,15 +9,15 @@ from tests.unit.apiserver.support import KINDS, Machine, Tree, certificate, shel
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every shell, layout and case with each other are for `make test`; `make check` has each of them."""
+    """Every shell, layout and case with each other are for `make test`; `make check` has each case and each layout."""
     for item in items:
         spec = getattr(item, "callspec", None)
-        kind = spec.params.get("tree", KINDS[0]) if spec else KINDS[0]
-        if spec and kind != KINDS[0]:
-            another_shell = spec.params.get("shell", shells()[0]) != shells()[0]
-            cases = {name for name in spec.params if name not in ("tree", "shell")}
-            if another_shell or (kind != "canonical" and cases):
-                item.add_marker("slow")
+        if spec is None:
+            continue
+        another_shell = spec.params.get("shell", shells()[0]) != shells()[0]
+        another_kind = spec.params.get("tree", KINDS[0]) != KINDS[0]
+        if another_shell or (another_kind and spec.params.keys() - {"tree", "shell"}):
+            item.add_marker("slow")
 
 
 @pytest.fixture(params=KINDS)

@@ -33,12 +33,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from apiserver import Desired, Flag, Layout, Patience, Place, script, wanted
+from apiserver import Desired, Flag, Patience, Place, script, wanted
 from apiserver.args import BEGIN
 from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
 from apiserver.microk8s import MicroK8s
-from apiserver.model import MANAGED
+from apiserver.model import MANAGED, UnitLayout
 from testbed.processes import free_port
 
 # The tests that kill something at every step try every eighth, each time others; EVERY_STEP=1: all (a few minutes).
@@ -133,7 +133,7 @@ KINDS = ("charmed", "canonical", "canonical-folder", "microk8s")
 class Tree:
     """A machine's files below a temporary folder, in one of the layouts."""
 
-    layout: Layout
+    layout: UnitLayout
 
     def __init__(self, root: Path, kind: str = "charmed", port: int = 6443):
         self.root = root

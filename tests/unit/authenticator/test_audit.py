@@ -131,6 +131,7 @@ def test_lines_that_are_too_many_are_counted_and_said() -> None:
     assert quiet.getMessage() == "about it"
 
 
+@pytest.mark.slow
 def test_a_flood_of_guesses_fills_no_log(tmp_path: Path, authority: Authority, keystone: KeystoneStandIn) -> None:
     with serving(tmp_path, authority, keystone={"url": keystone.url, "ca": None}) as service:
         connection = service.connect()

@@ -679,6 +679,7 @@ def test_no_text_makes_the_check_fail(text: str) -> None:
     check(text.encode())
 
 
+@pytest.mark.slow
 def test_among_ten_thousand_items_a_decision_is_found_and_not_searched() -> None:
     items = [v1(f"ns{number}/pods", "get", users={"projects": [f"p{number}"]}) for number in range(10_000)]
     policy = Policy(items, NATIVE)
@@ -723,6 +724,7 @@ def test_a_decision_compares_as_many_rules_among_ten_thousand_as_among_ten(
     assert steps(Policy(items(10_000), NATIVE), who, *asked) == steps(Policy(items(10), NATIVE), who, *asked) == 1
 
 
+@pytest.mark.slow
 def test_the_time_to_load_a_policy_grows_no_faster_than_its_items(tmp_path: Path) -> None:
     policy = tmp_path / "policy.json"
     item = {"*/configmaps": ["get"], "['a', 'b']/pods": ["list"]}

@@ -457,6 +457,7 @@ def test_a_socket_of_systemds_is_served_and_stays_open_after_the_end(tmp_path: P
             service.kill()
 
 
+@pytest.mark.slow
 def test_the_end_loses_no_request(tmp_path: Path, authority: Authority, keystone: KeystoneStandIn) -> None:
     """Clients that keep their connections see no failure while one service ends and the next begins."""
     with socket.socket() as listening:
@@ -567,6 +568,7 @@ def test_keystones_message_with_the_token_in_it_does_not_reach_the_log(
         assert token[10:60] not in service.log
 
 
+@pytest.mark.slow
 def test_no_descriptor_stays_open(tmp_path: Path, authority: Authority, keystone: KeystoneStandIn) -> None:
     with serving(tmp_path, authority, keystone={"url": keystone.url, "ca": None}) as service:
         assert service.process is not None

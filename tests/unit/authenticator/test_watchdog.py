@@ -104,6 +104,7 @@ def watchdog_popen(program: str) -> Any:
     return start
 
 
+@pytest.mark.slow
 def test_a_webhook_or_keystone_that_does_not_answer_is_no_reason_for_a_restart(
     tmp_path: Path, authority: Authority, webhook: StandIn, told: Told
 ) -> None:

@@ -171,8 +171,7 @@ def test_a_service_for_access_reviews_is_asked_without_a_policy(options):
         ({"outage_grace": -1}, "outage-grace", "greater than or equal to 0"),
         ({"outage_grace": 86401}, "outage-grace", "less than or equal to 86400"),
         ({"log_level": "loud"}, "log-level", "'debug', 'info', 'warning' or 'error'"),
-        ({"api_server": "static-pod"}, "api-server", "not supported by this version yet"),
-        ({"api_server": "k3s"}, "api-server", "use auto, charmed, canonical, microk8s or manual"),
+        ({"api_server": "k3s"}, "api-server", "use auto, charmed, canonical, microk8s, static-pod or manual"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_name_with_the_fix(options, given, option, complaint):

@@ -196,7 +196,7 @@ def test_secrets_and_settings_are_not_for_everybody(unit, machine):
         ({"keystone_url": ""}, "keystone-url: is not set"),
         ({"policy": "- {match: []}\n- {}\n"}, "policy: line 2, item 2, key match: is missing"),
         ({"policy": "- [\n"}, "policy: line 2: is not YAML"),
-        ({"api_server": "static-pod"}, "api-server: static-pod is not supported by this version yet"),
+        ({"api_server": "k3s"}, "api-server: 'k3s' is unknown"),
         ({"keystone_url": "http://127.0.0.1:1/v3"}, "keystone-url: http://127.0.0.1:1/v3 does not answer"),
         (
             {"authn_server_url": "https://nowhere.invalid:1"},
