@@ -33,7 +33,7 @@ TOKENS = 1_000_000
 IDENTITIES = 10_000
 MOST_SECONDS = 240.0
 # So many of them, at random, are asked about again.
-SAMPLE = 100_000
+SAMPLE = 20_000
 QUESTIONS = 5_000
 # A few questions, whose part of the policy stays in the processor's caches, tell how many steps a decision takes; many
 # tell what it costs to have so much of the policy in use.
@@ -186,7 +186,7 @@ async def _rates(folder: Path, client: Sequence[str], sample: Sequence[int], iss
     rates: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(5):
         for name, path in asked.items():
-            command = [*client, f"-work={path}", "-connections=16", "-duration=1s"]
+            command = [*client, f"-work={path}", "-connections=16", "-duration=2s"]
             process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
             told = json.loads((await process.communicate())[0])
             if told["refused"] or told["wrong"] or told["failed"]:
