@@ -74,6 +74,9 @@ class KnownHead(NamedTuple):
     length: int
 
 
+_UNREAD = Request("", "", "", False)
+
+
 class Handler(Protocol):
     """What a listener serves."""
 
@@ -190,10 +193,10 @@ class Connection(asyncio.Protocol):
         self._content_type = ""
         self._audit_id = ""
         self._expects = False
-        self._request = Request("", "", "", False)
+        self._request = _UNREAD
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._length = 0
+        self._last = KnownHead(_UNREAD, 0)
         self._keep_alive = True
         self._waiting: deque[tuple[Request, bytes, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -267,9 +270,9 @@ class Connection(asyncio.Protocol):
         if self._completed:
             self._head_bytes = 0
             # The body is all that stands behind the first empty line: this was one request, and a plain one.
-            alone = end > 3 and not self._receiving and self._length == len(data) - end
+            alone = end > 3 and not self._receiving and self._last.length == len(data) - end
             if alone and not self._expects and self._keep_alive:
-                self._all.remember(data[:end], KnownHead(self._request, self._length))
+                self._all.remember(data[:end], self._last)
         elif self._in_head and started_in_head:
             self._head_bytes += len(data)
             # The parser keeps a header until it is whole; one that never ends is seen only here.
@@ -357,8 +360,10 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         self._completed = True
         self._receiving = False
-        self._length = len(body)
-        self._take(self._request, body, self._keep_alive)
+        # What comes next is not this request: whether an error is told with a body depends on its own method.
+        request, self._request = self._request, _UNREAD
+        self._last = KnownHead(request, len(body))
+        self._take(request, body, self._keep_alive)
 
     # -- answering
 

@@ -403,6 +403,7 @@ async def told(connections: Connections, pieces: list[bytes], cut: int) -> tuple
     return transport.said, transport.closed
 
 
+@settings(max_examples=300)
 @given(PIECES, st.sampled_from([0, 0, 1, 7, 70]))
 def test_a_head_that_was_seen_before_is_answered_as_one_that_is_new(pieces: list[bytes], cut: int) -> None:
     async def both() -> None:
