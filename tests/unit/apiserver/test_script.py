@@ -292,6 +292,7 @@ def test_a_trial_has_one_start_and_gets_none_back(tree: Tree, shell: str) -> Non
     assert (tree.wanted.stage, tree.wanted.starts, tree.wanted.life) == (Stage.TRIAL, 0, "-")
 
 
+@pytest.mark.slow
 @every_shell
 def test_three_crashes_in_a_row_end_without_our_flags(tree: Tree, shell: str) -> None:
     tree.want()
@@ -465,6 +466,7 @@ def test_killed_at_any_moment_of_start_our_flags_are_whole_or_absent_and_no_star
     assert set(tree.args_file.parent.iterdir()) == beside, "nothing of a killed run stays"
 
 
+@pytest.mark.slow
 def test_a_script_that_hangs_is_ended_and_does_not_hold_up_the_start(tree: Tree, tmp_path: Path) -> None:
     tree.want()
     tree.install_script()
@@ -498,6 +500,7 @@ def test_it_says_0_whatever_is_missing(tree: Tree, mode: str) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_it_waits_for_a_charm_that_is_writing_wanted(tree: Tree) -> None:
     found = tree.want(starts=2)
     with wanted.locked(tree.place):

@@ -120,6 +120,7 @@ MERGES: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES.keys())
 @pytest.mark.parametrize("again", ["cut", "start"])
 def test_what_was_written_back_is_undone_and_others_changes_stay(

@@ -577,6 +577,7 @@ async def settled(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.slow
 def test_guesses_take_no_slot_from_tokens_known_before(
     keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +617,7 @@ def test_guesses_take_no_slot_from_tokens_known_before(
     run(keystone, story, ttl=0.1, grace=0)
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_slot_in_vain_is_told_in_time(
     keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def test_a_new_token_is_keystones_whatever_the_clock_does(monkeypatch: pytest.Mo
     assert has_keystone_shape(token)
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_lengthens_no_tokens_life(
     keystone: KeystoneStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from keystone_authenticator.metrics import BOUNDS, Histogram, Text
@@ -134,6 +135,7 @@ def test_an_outage_shows(tmp_path: Path, authority: Authority, keystone: Keyston
         assert scrape(service)["call_failures_total{service=keystone}"] == 3
 
 
+@pytest.mark.slow
 def test_load_that_is_too_much_is_shed_with_429_and_a_time(
     tmp_path: Path, authority: Authority, keystone: KeystoneStandIn
 ) -> None:

@@ -205,6 +205,7 @@ def test_a_path_that_is_refused_is_refused_before_its_body(server: Running) -> N
         assert status_of(sock.recv(1000)) == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -253,6 +254,7 @@ def test_a_connection_without_requests_is_closed_after_a_while(server: Running) 
     assert server.ask() == b""
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_closed_after_a_while_and_not_before(server: Running) -> None:
     with server.connect() as sock:
         for _ in range(3):

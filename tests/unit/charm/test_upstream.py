@@ -325,6 +325,7 @@ def test_a_certificate_that_does_not_verify_is_not_believed(unit, site, monkeypa
         upstream._download(f"{site.url}/x", Path("/dev/null"))
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_come_up_gives_way_to_the_one_before(unit, machine, site, program):
     site.files |= {"/x": elf("one"), "/y": elf("two")}
     unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run()
