@@ -365,9 +365,9 @@ def test_a_server_that_keeps_crashing_under_our_flags_comes_back_without_them(ma
     assert not machine.wired
     state = apiserver.state(machine.layout)
     assert state.kind is Kind.FAILED
-    assert "3 times" in state.reason
+    assert "kept ending soon" in state.reason
     restarts = machine.systemd.restarts
-    assert "3 times" in apply_fails(machine).reason
+    assert "kept ending soon" in apply_fails(machine).reason
     assert machine.systemd.restarts == restarts
     machine.behave()
     assert apply(machine, content="something else")
