@@ -117,7 +117,7 @@ class Charmed(Cluster):
                     "users": [{"name": "kube-apiserver", "user": {}}],
                 }
             ).encode(),
-            "auth-webhook/auth-webhook.py": (HERE / "auth-webhook.py").read_bytes(),
+            "auth-webhook/auth-webhook.py": self._webhook_program(),
             "auth-webhook/client.crt": webhook.certificate,
             "auth-webhook/client.key": webhook.key,
         }
@@ -204,6 +204,12 @@ class Charmed(Cluster):
         lines = [f'--{name}="{value}"\n' for name, value in self.flags.items()]
         self.machine.write(ARGS, "".join(lines))
 
+    def _webhook_program(self) -> bytes:
+        """Render the control plane's own token webhook, as its charm does."""
+        program = (HERE / "auth-webhook.py").read_text()
+        endpoint = f"CUSTOM_AUTHN_ENDPOINT = '{self.authn_endpoint}'"
+        return program.replace('CUSTOM_AUTHN_ENDPOINT = ""', endpoint).encode()
+
     def control_plane_reconcile(self, *, wait: bool = True, hurried: bool = False) -> None:
         """Play the control-plane charm's reconcile: write all its flags (`self.flags`) anew, restart both services.
 
@@ -216,12 +222,7 @@ class Charmed(Cluster):
 
         """
         self._write_args()
-        program = (
-            (HERE / "auth-webhook.py")
-            .read_text()
-            .replace('CUSTOM_AUTHN_ENDPOINT = ""', f"CUSTOM_AUTHN_ENDPOINT = '{self.authn_endpoint}'")
-        )
-        self.machine.write("/root/cdk/auth-webhook/auth-webhook.py", program, 0o600)
+        self.machine.write("/root/cdk/auth-webhook/auth-webhook.py", self._webhook_program(), 0o600)
         self.machine.run("systemctl", "restart", AUTH_WEBHOOK)
         if not hurried:
             self.machine.wait(self._webhook_knows_its_tokens, "the cluster's token webhook", 60)
