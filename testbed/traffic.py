@@ -103,7 +103,8 @@ def lives_of(cluster: Cluster) -> list[Life]:
     lives: list[Life] = []
     for line in cluster.machine.run(*command).stdout.splitlines():
         entry = json.loads(line)
-        at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        # When it was sent, where that is told: a busy journal takes it later.
+        at = int(entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]) / 1e6
         invocation = entry.get("INVOCATION_ID", "")
         message = str(entry["MESSAGE"])
         if message.startswith("Started "):

@@ -337,10 +337,11 @@ class _Wiring:
             if way.life() == was:
                 return complaint or "the API server was not restarted"
             if not way.in_force(trial) or not wanted.confirm(layout.place, trial.digest):
-                return complaint or (
+                problem = (
                     "the API server did not keep running with Keystone's flags: it ended with them, or was started "
                     f"without them; see {way.log}"
                 )
+                return f"{problem}; {complaint}" if complaint else problem
         return ""
 
     def _put_back(self, before: _Verified | None) -> None:
