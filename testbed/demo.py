@@ -187,7 +187,7 @@ class Demo:
         self.answer(WRITERS)
         self.unit.configure(policy=WRITERS)
         # The API server keeps for 5 s that this very request was not allowed.
-        self.follows("auth", "can-i", "create", "configmaps")
+        self.follows("create", "configmap", "notes", "--from-literal=a=b", "--dry-run=server")
         self.kubectl("create", "configmap", "notes", "--from-literal=a=b")
         self.kubectl("get", "configmaps")
         self.action("reload-policy")
