@@ -343,6 +343,7 @@ def test_a_file_that_is_not_the_one_meant_keeps_our_flags_out_and_takes_no_start
     assert "is not what it should be" in done.stderr
 
 
+@pytest.mark.slow
 @every_shell
 @pytest.mark.parametrize(
     "flags",

@@ -239,6 +239,7 @@ def test_a_head_that_never_ends_is_ended(server: Running) -> None:
     assert status_of(answer) == 431
 
 
+@pytest.mark.slow
 def test_a_head_that_trickles_is_ended_in_time(server: Running) -> None:
     began = time.monotonic()
     answer = server.ask(b"GET / HTTP/1.1\r\n", *(b"A: b\r\n" for _ in range(15)), pause=0.05)
@@ -246,6 +247,7 @@ def test_a_head_that_trickles_is_ended_in_time(server: Running) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 def test_a_body_that_trickles_is_ended_in_time(server: Running) -> None:
     assert status_of(server.ask(b"POST /now HTTP/1.1\r\nContent-Length: 100\r\n\r\nx")) == 408
 
@@ -271,6 +273,7 @@ def test_a_client_that_does_not_read_is_cut_off(server: Running) -> None:
         eventually(lambda: server.open == 0, 5)
 
 
+@pytest.mark.slow
 def test_bodies_of_all_clients_together_are_bounded(server: Running) -> None:
     sockets = [server.connect() for _ in range(3)]
     try:

@@ -332,6 +332,7 @@ def test_a_chain_that_leads_back_here_is_refused(tmp_path: Path, authority: Auth
         assert "error" in service.review(token_review("admin::x"))
 
 
+@pytest.mark.slow
 def test_the_same_chain_file_written_again_forgets_nothing(
     tmp_path: Path, authority: Authority, webhook: StandIn
 ) -> None:
@@ -435,6 +436,7 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(
             assert sock.recv(100) == b"STOPPING=1"
 
 
+@pytest.mark.slow
 def test_a_socket_of_systemds_is_served_and_stays_open_after_the_end(tmp_path: Path, authority: Authority) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -507,6 +509,7 @@ def test_the_end_loses_no_request(tmp_path: Path, authority: Authority, keystone
         assert slow[0]["authenticated"]
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, authority: Authority) -> None:
     with serving(tmp_path, authority) as service, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(600)]
@@ -520,6 +523,7 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, authority:
             silent[-1].recv(1)
 
 
+@pytest.mark.slow
 def test_strangers_with_half_a_request_keep_nobody_out(tmp_path: Path, authority: Authority) -> None:
     with serving(tmp_path, authority) as service, contextlib.ExitStack() as stack:
         kept = service.connect()
