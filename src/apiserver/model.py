@@ -97,6 +97,42 @@ class Desired:
 
 
 @dataclass(frozen=True)
+class Hand:
+    """What somebody needs who sets the flags by hand.
+
+    Args:
+        principal: the application whose charm keeps the API server.
+        url: our endpoint's.
+        open: the kubeconfig's text without the API server's client certificate, for what passes through other hands.
+        kubeconfig: the file on this machine that has it, root's alone.
+        copy: where the API server can read a copy of that; the operator's own, for our files go with the charm.
+        flags: that the API server needs, with whole values; those for kubeconfigs name the copy.
+
+    """
+
+    principal: str
+    url: str
+    open: str
+    kubeconfig: Path
+    copy: Path
+    flags: tuple[Flag, ...]
+
+    def value(self, name: str) -> str:
+        """Give the value of one of the flags, empty where it is not needed."""
+        return next((flag.value for flag in self.flags if flag.name == name), "")
+
+    @property
+    def install(self) -> str:
+        """The command that makes the copy."""
+        return f"sudo install -D -m 0600 {self.kubeconfig} {self.copy}"
+
+    @property
+    def lines(self) -> list[str]:
+        """The flags as they stand on a command line."""
+        return [f"--{flag.name}={flag.value}" for flag in self.flags]
+
+
+@dataclass(frozen=True)
 class Place:
     """Our own paths, all below `root` so that tests can run everything on a temporary tree.
 
@@ -183,6 +219,10 @@ class Layout(Protocol):
 
     def asks(self, url: str) -> bool:
         """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
+        ...
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Give the commands by which an operator has the API server ask us (`api-server=manual`)."""
         ...
 
 

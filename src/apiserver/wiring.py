@@ -108,7 +108,7 @@ def check(layout: Layout, authorization: bool) -> None:
 
 
 def chain(layout: Layout) -> None:
-    """Install the script and write the chain file (`layout.place.chain_file`) now, before any flag is set.
+    """Write the chain file (`layout.place.chain_file`) now, before any flag is set.
 
     The folder of the chain file and the group `layout.place.reader` must exist. Idempotent; restarts nothing.
 

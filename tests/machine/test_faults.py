@@ -105,7 +105,7 @@ def test_flags_that_the_api_server_cannot_run_with_are_taken_out_and_not_tried_a
 
     refuses_our_flags(False)
     unit.configure(api_server="manual")
-    assert unit.status.name == "active"
+    assert "--authentication-token-webhook-config-file" in unit.status.message
     unit.reset("api-server")
     assert unit.status.name == "active"
     assert pods(stage, token()) == 200

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
+from typing import Any
 
 import ops
 import pytest
 
 import apiserver
 import authenticator
+from apiserver import byhand
 
 POLICY = '[{"match": [{"type": "role", "values": ["member"]}], "resource": {"verbs": ["get"]}}]'
 ANOTHER = "- match: []\n- match: []\n"
+PRINTS = "The action show-webhook-config prints the commands"
 
 
 @pytest.mark.parametrize(
@@ -299,15 +303,79 @@ def test_what_is_not_in_force_is_not_called_ready(unit, wiring, kind, status):
     assert unit.run() == status("so said the wiring")
 
 
-def test_manual_sets_no_flag_asks_for_no_client_certificate_and_chains_nothing(unit, machine, wiring):
+def server(*missing: str, layout: Any = None, runs: bool = True, behind: bool = False) -> byhand.Server:
+    return byhand.Server(layout, runs, missing, behind)
+
+
+def test_manual_sets_no_flag_and_asks_for_no_client_certificate(unit, machine, wiring):
+    wiring.by_hand = [server(layout=wiring.layout)]
     status = unit.configure(api_server="manual").run()
 
-    assert isinstance(status, ops.ActiveStatus)
-    assert "show-webhook-config" in status.message
+    assert status == ops.ActiveStatus("ready: manual, charmed, no policy, RBAC alone decides")
     assert wiring.order == []
     assert machine.settings()["chained"] is None
     assert machine.settings()["tls"]["require_client_certificate"] is False
     assert "OnFailure" not in (machine.places.units / authenticator.SERVICE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([], ops.WaitingStatus(f"manual: no API server runs on this machine; {PRINTS}")),
+        (
+            [server("it does not run", layout="here", runs=False)],
+            ops.WaitingStatus(f"manual: no API server runs on this machine (charmed is installed); {PRINTS}"),
+        ),
+        (
+            [server("--one is not set", "--two has no Webhook", layout="here")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: charmed: --one is not set; --two has no Webhook. " + PRINTS
+            ),
+        ),
+        (
+            [server("--one is not set")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: an API server of another kind: --one is not set. " + PRINTS
+            ),
+        ),
+        (
+            [server("--one is not set", layout="here"), server("--two is not set")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: more than one kind is on this machine, and none asks us: "
+                "charmed: --one is not set. an API server of another kind: --two is not set. " + PRINTS
+            ),
+        ),
+        ([server()], ops.ActiveStatus("ready: manual, an API server of another kind, policy 1 rules")),
+        (
+            [server(layout="here", behind=True)],
+            ops.ActiveStatus("ready: manual, charmed, asked by the cluster's own token webhook, policy 1 rules"),
+        ),
+        (
+            [server("--one is not set"), server(layout="here")],
+            ops.ActiveStatus("ready: manual, charmed, policy 1 rules"),
+        ),
+    ],
+)
+def test_manual_says_what_is_missing_and_notices_when_it_has_been_done(unit, wiring, found, status):
+    wiring.by_hand = [replace(one, layout=wiring.layout) if one.layout else one for one in found]
+
+    assert unit.configure(api_server="manual", policy=POLICY).run("update_status") == status
+    assert wiring.order == []
+
+
+def test_manual_has_the_kubeconfig_ready_that_an_operator_copies_and_no_other_way_has_it(unit, machine, wiring):
+    wiring.displaced = True
+    unit.configure(api_server="manual").run()
+
+    assert b"client-key-data" in machine.places.by_hand.read_bytes()
+    assert machine.places.by_hand.stat().st_mode & 0o777 == 0o600
+    assert machine.settings()["chained"] == str(wiring.layout.place.chain_file), (
+        "who shows its certificate is passed on"
+    )
+    assert machine.settings()["tls"]["require_client_certificate"] is False
+
+    unit.configure(api_server="auto").run()
+    assert not machine.places.by_hand.exists()
 
 
 def test_from_charmed_to_manual_takes_the_flags_out_first(unit, machine, wiring):
