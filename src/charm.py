@@ -14,6 +14,7 @@ from collections.abc import Callable
 import ops
 
 import actions
+import again
 import apiserver
 import authenticator
 import files
@@ -72,6 +73,16 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # In relation-broken the relation is still listed, but no longer active.
         related = any(relation.active for relation in self.model.relations[RELATION])
         self._verdict = self._settle(self._bring_into_force if related else self._take_away)
+        if related:
+            self._verdict = self._settle(lambda verdict=self._verdict: self._look_again(verdict))
+
+    def _look_again(self, verdict: ops.StatusBase) -> ops.StatusBase:
+        """Where something is waited for, have the next hook soon; what was refused at once leaves nothing behind."""
+        waiting = isinstance(verdict, ops.WaitingStatus)
+        if waiting or authenticator.is_installed(self.places):
+            again.install(self.places, self.unit.name)
+        again.soon(wanted=waiting)
+        return verdict
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
@@ -265,6 +276,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         wired = apiserver.wired(self.place)
         if wired is not None:
             apiserver.remove(wired, self._announce)
+        again.uninstall(self.places)
         upstream.stop(self.places)
         authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")

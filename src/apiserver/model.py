@@ -184,6 +184,17 @@ class Place:
         return self.root / "opt/kubernetes-keystone/apiserver-pod"
 
     @property
+    def hook(self) -> Path:
+        """The systemd unit that has Juju run a hook of the charm's now (`again.py`); perhaps it is not there."""
+        return self.unit_folder / "kubernetes-keystone-hook.service"
+
+    @property
+    def alone(self) -> int:
+        """For how many seconds this machine lets others go first where no Lease is held: another time for each unit."""
+        number = self.unit.rpartition("/")[2]
+        return int(number) % 8 * 120 if number.isdecimal() else 0
+
+    @property
     def unit_folder(self) -> Path:
         """Where an administrator's systemd units and drop-ins go; snapd writes its units here as well."""
         return self.root / "etc/systemd/system"

@@ -293,6 +293,8 @@ class Pod:
                 "config_folder": self.layout.config_folder,
                 "wanted": place.wanted,
                 "lock": place.lock,
+                "hook": place.hook,
+                "alone": place.alone,
             },
         )
 

@@ -139,6 +139,8 @@ def _render(name: str, layout: UnitLayout) -> bytes:
         "chain_file": place.chain_file,
         "reader": place.reader,
         "script": place.script,
+        "hook": place.hook,
+        "alone": place.alone,
     }
     return render(name, values)
 

@@ -10,6 +10,7 @@ from typing import Any
 import ops
 import pytest
 
+import again
 import apiserver
 import authenticator
 from apiserver import byhand
@@ -270,6 +271,32 @@ def test_what_the_wiring_says_becomes_the_status(unit, wiring, error, expected):
     wiring.raises = dict([error])
 
     assert unit.run() == expected
+
+
+def test_what_is_waited_for_is_looked_at_every_minute_and_no_longer_than_that(unit, machine, wiring):
+    wiring.raises = {"detect": apiserver.NotFound("no API server found")}
+    unit.run()
+    assert machine.active(again.TIMER)
+    command = (machine.places.units / again.SERVICE).read_text()
+    assert f'-u {unit.context.app_name}/0 "JUJU_DISPATCH_PATH=hooks/update-status ./dispatch"' in command
+
+    wiring.raises = {}
+    assert isinstance(unit.run("update_status"), ops.ActiveStatus)
+    assert not machine.active(again.TIMER)
+    wiring.raises = {"apply": apiserver.NotOurTurn("another unit restarts")}
+    unit.run("update_status")
+    assert machine.active(again.TIMER)
+    wiring.raises = {}
+    unit.run("relation_broken")
+    assert not machine.active(again.TIMER)
+    assert machine.snapshot() == {}
+
+
+def test_what_somebody_has_to_change_is_not_looked_at_every_minute(unit, machine, wiring):
+    wiring.raises = {"detect": apiserver.Ambiguous("charmed, microk8s")}
+    unit.run()
+    assert not machine.active(again.TIMER)
+    assert machine.snapshot() == {}
 
 
 def test_a_conflict_is_found_before_anything_is_changed(unit, machine, wiring):
