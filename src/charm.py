@@ -13,19 +13,24 @@ from collections.abc import Callable
 
 import ops
 
-import actions
-import again
-import apiserver
-import authenticator
-import files
-import flags
-import reach
-import upstream
-import webhook
-from authenticator import Backend, Backends, Policy, WorkloadError
-from config import CharmConfig, load
-from errors import Blocked, OperatorError, Waiting
-from files import Places
+import release
+
+try:
+    import actions
+    import again
+    import apiserver
+    import authenticator
+    import files
+    import flags
+    import reach
+    import upstream
+    import webhook
+    from authenticator import Backend, Backends, Policy, WorkloadError
+    from config import CharmConfig, load
+    from errors import Blocked, OperatorError, Waiting
+    from files import Places
+except ImportError as error:
+    release.end(error)
 
 logger = logging.getLogger(__name__)
 RELATION = "kubernetes-master"

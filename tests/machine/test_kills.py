@@ -237,3 +237,17 @@ def test_a_process_that_hangs_is_replaced_within_10_s(wired: Stage, load: Review
     assert seconds < max(10.0, 8.0 + 3 * start)
     only_what_was_in_flight(seen, 2)
     assert "watchdog" in wired.machine.run("journalctl", "-q", "-o", "cat", f"UNIT={SERVICE}").stdout.lower()
+
+
+def test_a_start_that_hangs_is_given_up_in_its_time_though_it_does_not_listen(wired: Stage) -> None:
+    """Otherwise so few starts would be tried in the limit's time that it would never be reached."""
+    machine, program = wired.machine, "/opt/kubernetes-keystone/current/keystone-authenticator"
+    good, before = machine.read(program), another(wired)
+    machine.write(program, "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n", 0o755)
+    machine.shell(f"kill -KILL {before}")
+    try:
+        tried = int(machine.show(SERVICE, "NRestarts")["NRestarts"])
+        machine.wait(lambda: int(machine.show(SERVICE, "NRestarts")["NRestarts"]) >= tried + 3, "three starts", 45)
+    finally:
+        machine.write(program, good, 0o755)
+    another(wired)
