@@ -116,8 +116,8 @@ class Story:
             assert one.ended <= other.began, f"{one} and {other} were down at once"
 
     def settle(self) -> None:
-        """Wait until the balancer sees every server ready."""
-        for member in self.plane.members:
+        """Wait until the balancer sees every server ready that has power."""
+        for member in (one for one in self.plane.members if one.machine.on):
             seen = self.plane.balancer.seen[member.machine.name]
             member.machine.wait(lambda seen=seen: seen[-1].ready, "the balancer to see it", 120)
 
@@ -194,7 +194,8 @@ def test_units_deployed_at_once_restart_their_servers_one_after_the_other(story:
 
 def test_a_unit_that_is_added_restarts_its_own_server_alone(story: Story) -> None:
     since = time.time()
-    with story.traffic("a unit added", "cluster", "keystone"):
+    # Its API server is behind the balancer already, and knows no Keystone user until it has been restarted.
+    with story.traffic("a unit added", "cluster"):
         for unit in story.later:
             unit.deploy(story.plane.charm, {**options(story), "policy": POLICY})
             unit.relate()
@@ -251,14 +252,14 @@ def holder(story: Story) -> int | None:
     return None
 
 
-def with_the_lease(story: Story, do: Callable[[int], object]) -> threading.Thread:
+def with_the_lease(story: Story, do: Callable[[int], object], but_not: int | None = None) -> threading.Thread:
     """Do something to the first unit that is seen to hold the Lease, while the others go on."""
 
     def watch() -> None:
         end = time.monotonic() + 300
         while time.monotonic() < end:
             found = holder(story)
-            if found is not None:
+            if found not in (None, but_not):
                 do(found)
                 return
 
@@ -301,16 +302,21 @@ def test_a_machine_that_dies_with_the_lease_holds_the_others_up_no_longer_than_t
         story.died.append(time.time())
         dead[0].machine.power_off()
         # Seven minutes otherwise. It is a change of the Lease, so that its time begins anew, as after a renewal.
-        alive = next(one for one in story.plane.members if one.machine is not dead[0].machine)
-        alive.kubectl(*LEASE[:1], "patch", *LEASE[2:], "--patch", json.dumps({"spec": {"leaseDurationSeconds": 15}}))
+        story.plane.first.kubectl(
+            *LEASE[:1], "patch", *LEASE[2:], "--patch", json.dumps({"spec": {"leaseDurationSeconds": 15}})
+        )
 
     with story.traffic("a machine dead with the Lease", "cluster", "keystone"):
-        killer = with_the_lease(story, cut_the_power)
+        # What all machines share, such as etcd, is at an address that goes with the first one's power.
+        killer = with_the_lease(story, cut_the_power, but_not=0)
         story.each(configure)
         killer.join()
-        others = [unit for unit in story.units if unit not in dead]
-        assert [unit.status.name for unit in others] == ["active"] * 2
-        assert sorted(down.member for down in story.downs(since)) == [unit.machine.name for unit in others]
+    others = [unit for unit in story.units if unit not in dead]
+    assert [unit.status.name for unit in others] == ["active"] * 2
+    assert sorted(down.member for down in story.downs(since)) == [unit.machine.name for unit in others]
+
+    # A trial that was cut off ends without our flags, so that no Keystone user is known there until the hook has run.
+    with story.traffic("it comes back", "cluster"):
         dead[0].machine.power_on()
         story.plane.members[story.units.index(dead[0])].wait_ready()
         dead[0].hook("config-changed")  # the one that was cut off
