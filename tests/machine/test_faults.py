@@ -184,8 +184,16 @@ def test_a_machine_whose_python_no_longer_fits_loses_no_cluster_token_and_says_w
     unit.upgrade(stage.charm)
     assert unit.status.name == "waiting"
     assert machine.show(LOOK, "ActiveState")["ActiveState"] == "active"
+    # The minute that is waited after a bypass is another test's.
+    machine.shell("sed -i 's/^\\(retry .*\\) [0-9]*$/\\1 0/' /var/lib/kubernetes-keystone/wanted")
+    look(stage)
     comes_right(stage, unit)
     assert pods(stage, token()) == 200
+
+
+def look(stage: Stage) -> None:
+    """Do what the timer does once a minute."""
+    stage.machine.run("systemctl", "start", LOOK.replace(".timer", ".service"))
 
 
 def test_an_api_server_that_is_installed_after_us_is_found_without_waiting_for_juju(
@@ -197,7 +205,7 @@ def test_an_api_server_that_is_installed_after_us_is_found_without_waiting_for_j
     assert unit.status.name == "waiting"
     assert machine.show(LOOK, "ActiveState")["ActiveState"] == "active"
     machine.run("mv", "/root/not-yet", installed)
-    machine.run("systemctl", "start", LOOK.replace(".timer", ".service"))  # as the timer does once a minute
+    look(stage)
     comes_right(stage, unit)
     assert pods(stage, token()) == 200
 
