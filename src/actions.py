@@ -128,27 +128,32 @@ def check_access(places: Places, access: Access) -> dict[str, str | int]:
     return results | _listed("misses", [f"item {miss.item}: {miss.reason}" for miss in verdict.misses])
 
 
-def show_webhook_config(places: Places, place: apiserver.Place, config: CharmConfig) -> dict[str, str | int]:
-    """Show kubeconfig and flags; for an API server that is set by hand, the commands as well."""
+def show_webhook_config(
+    places: Places, place: apiserver.Place, config: CharmConfig, principal: str
+) -> dict[str, str | int]:
+    """Show kubeconfig and flags; for an API server that is set by hand, the commands and what is missing as well."""
     if not places.settings.exists():
         raise Blocked("nothing is installed on this unit yet; its status says why")
     tls = webhook.tls(places)
     if not webhook.has_authority(places) or not tls.client.certificate.exists() or not tls.client.key.exists():
         raise Blocked("the certificates are missing or over; the next hook makes them anew, its status says more")
     by_hand = config.api_server == "manual"
-    layout = None if by_hand else apiserver.detect(config.api_server, place)
-    # By hand it passes through Juju's configuration, where no private key belongs.
+    # By hand it may pass through Juju's configuration, where no private key belongs.
     kubeconfig = webhook.kubeconfig(places, tls, config.listen, with_client=not by_hand)
-    folder = places.etc if layout is None else layout.config_folder
     shown = webhook.without_key(kubeconfig.decode())
-    results: dict[str, str | int] = {
-        "endpoint": config.listen.url,
-        "kubeconfig": shown,
-        "flags": flags.as_text(flags.wanted(folder, kubeconfig, flags.missing(layout, config))),
-    }
-    if layout is None:
-        results["commands"] = flags.commands(config.listen, shown, authorization=config.authorization)
-    else:
-        results["layout"] = f"{layout.name}, {apiserver.evidence(layout)}"
-        results["state"] = apiserver.state(layout).kind.value
+    results: dict[str, str | int] = {"endpoint": config.listen.url, "kubeconfig": shown}
+    if by_hand:
+        endpoint = webhook.endpoint(tls, config.listen)
+        found = apiserver.byhand.look(place, endpoint, config.authorization)
+        hands = apiserver.byhand.hands(place, flags.by_hand(config, principal, places.by_hand, shown))
+        names = [layout.name if layout else "unknown" for layout, _ in hands]
+        results["flags"] = "\n".join(line for _, hand in hands for line in hand.lines)
+        results["commands"] = apiserver.byhand.commands(hands)
+        results["layout"] = ", ".join(names)
+        return results | _listed("missing", [f"{server.name}: {one}" for server in found for one in server.missing])
+    layout = apiserver.detect(config.api_server, place)
+    desired = flags.wanted(layout.config_folder, kubeconfig, flags.missing(layout, config))
+    results["flags"] = flags.as_text(desired)
+    results["layout"] = f"{layout.name}, {apiserver.evidence(layout)}"
+    results["state"] = apiserver.state(layout).kind.value
     return results

@@ -216,7 +216,14 @@ def write_inputs(places: Places, config: CharmConfig, policy: bytes | None) -> N
 
 
 def write_settings(
-    places: Places, config: CharmConfig, tls: Tls, *, chained: Path | None, authorization: bool, backends: Backends
+    places: Places,
+    config: CharmConfig,
+    tls: Tls,
+    *,
+    chained: Path | None,
+    certified: bool,
+    authorization: bool,
+    backends: Backends,
 ) -> None:
     """Write what the authenticator is told; a running one has read it within 2 s.
 
@@ -224,8 +231,8 @@ def write_settings(
         places: where.
         config: the options.
         tls: the certificates.
-        chained: the chain file that the wiring writes, or None where the API server does not ask us about tokens itself
-            (then no client certificate is asked for either).
+        chained: the chain file that the wiring writes, or None where no API server asks us about tokens itself.
+        certified: whether nobody but who shows the API server's client certificate is answered.
         authorization: whether policy.json is to decide on access.
         backends: what stands behind us.
     """
@@ -236,7 +243,7 @@ def write_settings(
             "certificate": str(tls.server.certificate),
             "key": str(tls.server.key),
             "client_ca": str(tls.ca),
-            "require_client_certificate": chained is not None,
+            "require_client_certificate": certified,
         },
         "keystone": {"url": config.keystone_url, "ca": str(places.keystone_ca) if config.keystone_ca else None},
         "default_domain": config.default_domain,

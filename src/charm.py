@@ -13,23 +13,32 @@ from collections.abc import Callable
 
 import ops
 
-import actions
-import apiserver
-import authenticator
-import flags
-import keystone_charm
-import owner
-import reach
-import upstream
-import webhook
-from authenticator import Backend, Backends, Policy, WorkloadError
-from config import CharmConfig, load
-from errors import Blocked, OperatorError, Waiting
-from files import Places
+import release
+
+try:
+    import actions
+    import again
+    import apiserver
+    import authenticator
+    import files
+    import flags
+    import keystone_charm
+    import owner
+    import reach
+    import upstream
+    import webhook
+    from authenticator import Backend, Backends, Policy, WorkloadError
+    from config import CharmConfig, load
+    from errors import Blocked, OperatorError, Waiting
+    from files import Places
+except ImportError as error:
+    release.end(error)
 
 logger = logging.getLogger(__name__)
 RELATION = "kubernetes-master"
 MOST_TOLD = 1000
+_BEHIND = "asked by the cluster's own token webhook"
+_PRINTS = "The action show-webhook-config prints the commands"
 
 
 class KubernetesKeystoneCharm(ops.CharmBase):
@@ -76,6 +85,16 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # In relation-broken the relation is still listed, but no longer active.
         related = any(relation.active for relation in self.model.relations[RELATION])
         self._verdict = self._settle(self._bring_into_force if related else self._take_away)
+        if related and owner.other(self.places, self.unit.name) is None:
+            self._verdict = self._settle(lambda verdict=self._verdict: self._look_again(verdict))
+
+    def _look_again(self, verdict: ops.StatusBase) -> ops.StatusBase:
+        """Where something is waited for, have the next hook soon; what was refused at once leaves nothing behind."""
+        waiting = isinstance(verdict, ops.WaitingStatus)
+        if waiting or authenticator.is_installed(self.places):
+            again.install(self.places, self.unit.name)
+        again.soon(wanted=waiting)
+        return verdict
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
@@ -96,7 +115,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config()))
+        related = self.model.relations[RELATION]
+        principal = related[0].app.name if related else "kubernetes-control-plane"
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config(), principal))
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
         try:
@@ -141,10 +162,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
-        if layout is not None:
-            logger.info("api-server=%s: %s, %s", config.api_server, layout.name, apiserver.evidence(layout))
         missing = flags.missing(layout, config)
         if layout is not None:
+            logger.info("api-server=%s: %s, %s", config.api_server, layout.name, apiserver.evidence(layout))
             apiserver.check(layout, missing.authorization)
         wire = layout if missing.any else None
         authenticator.check_ports(self.places, config.listen)
@@ -161,11 +181,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         behind = None
         if download is not None:
             behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
+        chained = wire.place.chain_file if wire and missing.authentication else None
+        certified = chained is not None
+        if layout is None and self._prepare_hand(config, tls):
+            # The control plane's own webhook, which shows no certificate, may be who asks.
+            chained = self.place.chain_file
         authenticator.write_settings(
             self.places,
             config,
             tls,
-            chained=wire.place.chain_file if wire and missing.authentication else None,
+            chained=chained,
+            certified=certified,
             authorization=policy is not None,
             backends=self._backends(config, behind),
         )
@@ -174,12 +200,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.start(self.places, config.listen, bypass=wire is not None)
         status = authenticator.wait_until_in_force(self.places, tls)
         authenticator.remove_unused_inputs(self.places, config)
+        if layout is not None:
+            files.remove(self.places.by_hand)
         if download is None:
             upstream.stop(self.places)
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
-        return ops.ActiveStatus(self._summary(config, layout, policy, missing))
+        found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
+        if layout is not None and not missing.authentication:
+            found.append(_BEHIND)
+        return ops.ActiveStatus(self._summary(config, found, policy))
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -232,23 +263,47 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         if state.kind is not apiserver.Kind.IN_FORCE:
             raise Blocked(state.reason or f"the API server runs without our flags ({state.kind.value})")
 
+    def _prepare_hand(self, config: CharmConfig, tls: webhook.Tls) -> bool:
+        """Have ready what an operator needs who sets the flags. Says whether a displaced webhook is to be followed."""
+        kubeconfig = webhook.kubeconfig(self.places, tls, config.listen, with_client=True)
+        files.write(self.places.by_hand, kubeconfig, 0o600)
+        return apiserver.byhand.keep_displaced(self.place, webhook.endpoint(tls, config.listen))
+
+    def _asked_by_hand(self, config: CharmConfig, tls: webhook.Tls) -> list[str]:
+        """See that an API server whose flags are set by hand asks us, and say which it is.
+
+        Raises:
+            Waiting: none runs here.
+            Blocked: what is missing.
+        """
+        found = apiserver.byhand.look(self.place, webhook.endpoint(tls, config.listen), config.authorization)
+        for server in found:
+            if server.runs and not server.missing:
+                return ["manual", server.name, *([_BEHIND] if server.behind else [])]
+        running = [server for server in found if server.runs]
+        if not running:
+            names = ", ".join(server.name for server in found)
+            raise Waiting(
+                f"manual: no API server runs on this machine{names and f' ({names} is installed)'}; {_PRINTS}"
+            )
+        told = [f"{server.name}: {'; '.join(server.missing)}" for server in running]
+        several = "more than one kind is on this machine, and none asks us: " if len(running) > 1 else ""
+        raise Blocked(f"manual, the API server does not ask us yet: {several}{'. '.join(told)}. {_PRINTS}")
+
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
         if owner.other(self.places, self.unit.name) is None:
             wired = apiserver.wired(self.place)
             if wired is not None:
                 apiserver.remove(wired, self._announce)
+            again.uninstall(self.places)
             upstream.stop(self.places)
             authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
-    def _summary(
-        self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None, missing: flags.Missing
-    ) -> str:
+    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
-        parts = [layout.name] if layout else ["manual, set the flags as show-webhook-config says"]
-        if layout and not missing.authentication:
-            parts.append("asked by the cluster's own token webhook")
+        parts = [*found]
         if config.authorization_service:
             parts.append("access reviews go to authz-server-url")
         else:

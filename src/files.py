@@ -47,6 +47,11 @@ class Places:
         return self.etc / "settings.json"
 
     @property
+    def by_hand(self) -> Path:
+        """With `api-server=manual`, the kubeconfig that an operator gives the API server a copy of: root's alone."""
+        return self.etc / "manual.kubeconfig"
+
+    @property
     def policy(self) -> Path:
         """The policy as it was validated."""
         return self.etc / "policy.json"

@@ -5,12 +5,13 @@ Not here: putting them in and taking them out (apiserver), and the endpoint that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import apiserver
-from apiserver import Asked, Desired, Flag, Layout
-from config import CharmConfig, Listen
+from apiserver import Asked, Desired, Flag, Hand, Layout
+from config import CharmConfig
 
 AUTHENTICATION = "authentication.kubeconfig"
 AUTHORIZATION = "authorization.kubeconfig"
@@ -72,19 +73,28 @@ def as_text(desired: Desired) -> str:
     return "\n".join(f"--{flag.name}={flag.value}" for flag in desired.flags)
 
 
-def commands(listen: Listen, kubeconfig: str, *, authorization: bool) -> str:
-    """Give the commands that have the Charmed Kubernetes control plane ask us, without any flag of ours.
+def by_hand(
+    config: CharmConfig, principal: str, kubeconfig: Path, open: str
+) -> Callable[[Path, tuple[str, ...]], Hand]:
+    """Give what makes a `Hand` of where the API server reads its copy of `kubeconfig`, and the modes that are set.
 
-    They are its charm's own options: `authn-webhook-endpoint` shows no client certificate, and
-    `authorization-webhook-config-file` takes the kubeconfig's text.
+    Args:
+        config: the options.
+        principal: the application whose charm keeps the API server.
+        kubeconfig: the file with the API server's client certificate.
+        open: the kubeconfig's text without it.
     """
-    lines = [f"juju config kubernetes-control-plane authn-webhook-endpoint={listen.url}"]
-    if authorization:
-        lines += [
-            "juju config kubernetes-control-plane authorization-mode=Node,RBAC,Webhook \\",
-            "  authorization-webhook-config-file=\"$(cat <<'EOF'",
-            kubeconfig.rstrip("\n"),
-            "EOF",
-            ')"',
-        ]
-    return "\n".join(lines)
+
+    def make(copy: Path, modes: tuple[str, ...]) -> Hand:
+        values = {
+            flag.name: str(copy) if flag.name.endswith("-webhook-config-file") else flag.value
+            for flag in wanted(copy.parent, b"", Missing(authorization=config.authorization)).flags
+        }
+        if "authorization-mode" in values:
+            # Behind AlwaysAllow we would never be asked; behind RBAC, the cluster's own traffic never waits for us.
+            kept = [mode for mode in modes if mode not in ("AlwaysAllow", "Webhook")]
+            values["authorization-mode"] = ",".join([*(kept or ["Node", "RBAC"]), "Webhook"])
+        flags = tuple(Flag(name, value) for name, value in values.items())
+        return Hand(principal, config.listen.url, open, kubeconfig, copy, flags)
+
+    return make

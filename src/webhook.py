@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import files
+from apiserver.byhand import Endpoint
 from config import Listen
 from errors import Waiting
 from files import Places
@@ -121,6 +122,11 @@ def kubeconfig(places: Places, tls: Tls, listen: Listen, *, with_client: bool) -
         "key": _base64(tls.client.key) if with_client else "",
     }
     return files.render(places.templates, "webhook-kubeconfig.yaml", values).encode()
+
+
+def endpoint(tls: Tls, listen: Listen) -> Endpoint:
+    """Say what an API server that somebody sets by hand should ask, and by which certificates."""
+    return Endpoint(listen.url, tls.ca.read_bytes(), tls.client.certificate.read_bytes())
 
 
 def without_key(text: str) -> str:

@@ -9,6 +9,7 @@ hooks; a hook that fails puts the unit into the error state until it is run agai
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import uuid
 import zipfile
@@ -28,6 +29,14 @@ JUJU_VERSION = "3.6.9"
 MODEL = "k8s"
 HOOK_TIMEOUT = 900.0  # seconds; Juju has none, a test must
 
+
+# On the machine: `juju-exec -u UNIT COMMAND`, a shell's command in the environment of a hook, when no hook runs.
+JUJU_EXEC = """#!/bin/sh
+[ "$1" = -u ] || { echo "ERROR only -u UNIT COMMAND is known here" >&2; exit 2; }
+tools=/var/lib/juju/tools/unit-$(echo "$2" | tr / -)
+[ -d "$tools" ] || { echo "ERROR unit $2 not found on this machine" >&2; exit 1; }
+exec flock "$tools/lock" env -i sh -c ". $tools/environment; $3"
+"""
 
 # Run on the machine. As Juju's own deployer: what the last charm brought is taken away and what the charm wrote stays,
 # such as the state that ops keeps in the charm's folder. zipfile drops modes and links, so both are set by hand.
@@ -93,6 +102,7 @@ class Unit:
         principal: the principal's unit.
         number: the unit's.
         juju_version: what the charm is told.
+        juju_exec: whether the machine has `juju-exec`, by which something on it can have a hook run.
 
     """
 
@@ -104,8 +114,10 @@ class Unit:
         principal: str = "kubernetes-master/0",
         number: int = 0,
         juju_version: str = JUJU_VERSION,
+        juju_exec: bool = False,
     ):
         self.machine = machine
+        self._juju_exec = juju_exec
         self.application = application
         self.name = f"{application}/{number}"
         self.endpoint = endpoint
@@ -371,9 +383,26 @@ class Unit:
             "TERM": "tmux-256color",
             **extra,
         }
-        command = ["env", "-i", f"--chdir={self._folder}/charm"]
-        command += [f"{name}={value}" for name, value in environment.items()] + ["./dispatch"]
+        words = [f"{name}={value}" for name, value in environment.items()]
+        if self._juju_exec:
+            lasting = [shlex.quote(f"{name}={value}") for name, value in environment.items() if name not in extra]
+            lines = [f"cd {self._folder}/charm", *(f"export {word}" for word in lasting)]
+            self.machine.write(f"{self._tools}/environment", "\n".join(lines) + "\n", 0o600)
+        command = ["flock", f"{self._tools}/lock", "env", "-i", f"--chdir={self._folder}/charm", *words, "./dispatch"]
         done = self.machine.run(*command, check=False, timeout=HOOK_TIMEOUT)
+        effects = self.catch_up(done.returncode == 0)
+        for level, text in (("DEBUG", done.stdout), ("WARNING", done.stderr)):
+            now = datetime.now(timezone.utc)
+            self.log += [LogLine(now, level, line, what) for line in text.splitlines()]
+        return done, effects
+
+    def catch_up(self, good: bool = True) -> list[dict[str, Any]]:
+        """Take in what has been done on the machine, by hooks that nobody here has run as well.
+
+        Args:
+            good: whether the hook ended well; of one that did not, relation data are dropped.
+
+        """
         effects = self._effects()
         for effect in effects:
             if effect["kind"] == "status" and not effect["application"]:
@@ -381,21 +410,20 @@ class Unit:
                 self.history.append(self.status)
             elif effect["kind"] == "version":
                 self.workload_version = effect["version"]
-            elif effect["kind"] == "relation-set" and done.returncode == 0:
+            elif effect["kind"] == "relation-set" and good:
                 whose = self.application if effect["app"] else self.name
                 said = {**self._data.get(whose, {}), **effect["values"]}
                 self._data[whose] = {key: value for key, value in said.items() if value}
             elif effect["kind"] == "log":
                 at = datetime.fromtimestamp(effect["at"], timezone.utc)
                 self.log.append(LogLine(at, effect["level"], effect["message"]))
-        for level, text in (("DEBUG", done.stdout), ("WARNING", done.stderr)):
-            now = datetime.now(timezone.utc)
-            self.log += [LogLine(now, level, line, what) for line in text.splitlines()]
-        return done, effects
+        return effects
 
     def _effects(self) -> list[dict[str, Any]]:
         path = f"{self._tools}/effects.jsonl"
-        text = self.machine.shell(f"test ! -e {path} || {{ cat {path}; rm {path}; }}")
+        text = self.machine.shell(
+            f"exec 9>{self._tools}/lock; flock 9; test ! -e {path} || {{ cat {path}; rm {path}; }}"
+        )
         return [json.loads(line) for line in text.splitlines()]
 
     # The charm and its configuration
@@ -413,6 +441,8 @@ class Unit:
         machine.write(packed, self._charm.read_bytes())
         machine.run("python3", "-c", UNPACK, f"{self._folder}/deployed.charm", packed, f"{self._folder}/charm")
         machine.write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_bytes(), 0o755)
+        if self._juju_exec:
+            machine.write("/usr/bin/juju-exec", JUJU_EXEC, 0o755)
         machine.shell("\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS))
 
     def _set(self, options: Mapping[str, Any]) -> None:

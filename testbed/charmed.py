@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import yaml
@@ -235,6 +236,17 @@ class Charmed(Cluster):
         self.flags |= {name.replace("_", "-"): value for name, value in flags.items()}
         self.control_plane_reconcile()
         return True
+
+    def configure(self, options: Mapping[str, str]) -> None:
+        """Play the control-plane charm as its options are set; a kubeconfig's text becomes a file beside its own."""
+        self.authn_endpoint = options.get("authn-webhook-endpoint", "")
+        self.flags["authorization-mode"] = options.get("authorization-mode", "Node,RBAC")
+        path = "/root/cdk/authorization-webhook-config.yaml"
+        self.flags.pop("authorization-webhook-config-file", None)
+        if text := options.get("authorization-webhook-config-file"):
+            self.machine.write(path, text, 0o600)
+            self.flags["authorization-webhook-config-file"] = path
+        self.control_plane_reconcile()
 
     def wait_ready(self, timeout: float = 120) -> None:
         """Wait until the API server is ready and takes the admin's cluster token.

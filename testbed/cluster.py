@@ -105,9 +105,18 @@ class Cluster(abc.ABC):
     def _install(self) -> None:
         """Put everything in place and start it."""
 
-    @abc.abstractmethod
-    def wait_ready(self, timeout: float = 120) -> None:
-        """Wait until the API server is ready and takes the cluster's own tokens."""
+    def wait_ready(self, timeout: float = 180) -> None:
+        """Wait until the API server is ready and takes a token of the cluster's own.
+
+        Raises:
+            TestbedError: if it does not come to that, with the end of its log.
+
+        """
+        self._wait(
+            (self._answers, "the API server"),
+            (self._takes_the_admin, "the API server to take cluster tokens"),
+            timeout=timeout,
+        )
 
     @abc.abstractmethod
     def owner_sets(self, **flags: str) -> bool:

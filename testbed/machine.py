@@ -207,6 +207,11 @@ class Machine:
         if self._index is not None:  # goes with the namespace, but not at once
             subprocess.run(["ip", "link", "delete", f"testbed{self._index}"], capture_output=True)
 
+    @property
+    def on(self) -> bool:
+        """Whether it has power."""
+        return self._nspawn is not None
+
     def reboot(self) -> None:
         """Shut it down in order and start it again; files and address stay."""
         before = self._leader()

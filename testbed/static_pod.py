@@ -167,16 +167,3 @@ class StaticPod(Cluster):
         self.machine.wait(lambda: self.invocation() not in ("", lived), "the kubelet to start the new pod", 120)
         self.wait_ready()
         return True
-
-    def wait_ready(self, timeout: float = 180) -> None:
-        """Wait until the API server is ready and takes a token of the cluster's own.
-
-        Raises:
-            TestbedError: if it does not come to that, with the end of its log.
-
-        """
-        self._wait(
-            (self._answers, "the API server"),
-            (self._takes_the_admin, "the API server to take cluster tokens"),
-            timeout=timeout,
-        )

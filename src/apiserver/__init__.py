@@ -12,12 +12,14 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
     remove(...)        byte for byte as it was
     state(...)         what is in force, for the status
+    byhand             the same for an API server whose flags somebody else sets: is our endpoint asked? how is it done?
 
 Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
 API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
 one file that they obey (`wanted.py`). Which of the two, and all that follows from it, is the layout's way (`ways.py`).
 """
 
+from apiserver import byhand
 from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
@@ -26,6 +28,7 @@ from apiserver.model import (
     Conflict,
     Desired,
     Flag,
+    Hand,
     Kind,
     Layout,
     NotFound,
@@ -46,6 +49,7 @@ __all__ = [
     "Conflict",
     "Desired",
     "Flag",
+    "Hand",
     "Kind",
     "Layout",
     "NotFound",
@@ -58,6 +62,7 @@ __all__ = [
     "WiringError",
     "apply",
     "asked",
+    "byhand",
     "chain",
     "check",
     "detect",

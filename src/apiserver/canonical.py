@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from apiserver.model import MANAGED, Place
+from apiserver.model import MANAGED, Hand, Place
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,17 @@ class Canonical:
     def asks(self, url: str) -> bool:  # noqa: ARG002
         """Its webhook asks nobody."""
         return False
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Use its charm's own option, whose flags it merges into the file; what is in the option already stays."""
+        option = f"{hand.principal} kube-apiserver-extra-args"
+        words = " ".join(f"{flag.name}={flag.value}" for flag in hand.flags)
+        return [
+            "# on each control-plane machine:",
+            hand.install,
+            "# then once:",
+            f'juju config {option}="$(juju config {option}) {words}"',
+        ]
 
     @property
     def _common(self) -> Path:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apiserver import files
-from apiserver.model import Place
+from apiserver.args import MODE
+from apiserver.model import Hand, Place
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,16 @@ class Charmed:
         program = files.read(self.place.root / "root/cdk/auth-webhook/auth-webhook.py") or b""
         strings = re.findall(r"""(?m)= ['"]([^'"]*)['"]\s*$""", program.decode(errors="replace"))
         return url in {string.replace("//localhost:", "//127.0.0.1:") for string in strings}
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Use its charm's own options: one URL, and a kubeconfig's text, both without a client certificate."""
+        lines = [f"juju config {hand.principal} authn-webhook-endpoint={hand.url}"]
+        if modes := hand.value(MODE):
+            lines += [
+                f"juju config {hand.principal} authorization-mode={modes} \\",
+                "  authorization-webhook-config-file=\"$(cat <<'EOF'",
+                hand.open.rstrip("\n"),
+                "EOF",
+                ')"',
+            ]
+        return lines

@@ -36,14 +36,19 @@ def detect(choice: str, place: Place = Place()) -> Layout:  # noqa: B008 - froze
         layouts = [layout for layout in layouts if layout.name == choice]
         if not layouts:
             raise Unknown(f"api-server={choice}: there is no such layout; use auto or one of: {names}")
-    present = [layout for layout in layouts if layout.present]
-    if not present:
+    found = [layout for layout in layouts if layout.present]
+    if not found:
         looked = "; ".join(f"{layout.name}: {evidence(layout)}" for layout in layouts)
         raise NotFound(f"no API server found on this machine (looked for {looked})")
-    if len(present) > 1:
-        found = ", ".join(f"{layout.name} ({evidence(layout)})" for layout in present)
-        raise Ambiguous(f"more than one kind of API server is on this machine: {found}; set api-server to one of them")
-    return present[0]
+    if len(found) > 1:
+        told = ", ".join(f"{layout.name} ({evidence(layout)})" for layout in found)
+        raise Ambiguous(f"more than one kind of API server is on this machine: {told}; set api-server to one of them")
+    return found[0]
+
+
+def present(place: Place = Place()) -> tuple[Layout, ...]:  # noqa: B008 - as above
+    """Give every layout that is on this machine."""
+    return tuple(layout for layout in (make(place) for make in LAYOUTS) if layout.present)
 
 
 def evidence(layout: Layout) -> str:

@@ -41,6 +41,7 @@ class Manifest:
         text: all of it.
         pod: what it says.
         container: the API server's among the pod's containers, by its number.
+        volume: the name of the volume by which the API server sees a folder more.
 
     """
 
@@ -48,6 +49,7 @@ class Manifest:
     text: str
     pod: dict[str, Any]
     container: int
+    volume: str = VOLUME
 
     @classmethod
     def parse(cls, path: Path, content: bytes) -> Manifest:
@@ -180,15 +182,15 @@ class Manifest:
         words = container["args"] if container.get("args") else container["command"]
         words += [f"--{flag.name}={flag.value}" for flag in flags if flag.name != MODE]
         if not self.has_volume(folder):
-            mount = {"mountPath": str(folder), "name": VOLUME, "readOnly": True}
-            volume = {"hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}, "name": VOLUME}
+            mount = {"mountPath": str(folder), "name": self.volume, "readOnly": True}
+            volume = {"hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}, "name": self.volume}
             container["volumeMounts"] = [mount, *container.get("volumeMounts", [])]
             pod["spec"]["volumes"] = [volume, *pod["spec"].get("volumes", [])]
         return pod
 
     def has_volume(self, folder: Path) -> bool:
         """Whether our folder is mounted already, by lines of ours that somebody's tool has taken the comments from."""
-        volumes = [one for one in _dicts(self.pod["spec"].get("volumes")) if one.get("name") == VOLUME]
+        volumes = [one for one in _dicts(self.pod["spec"].get("volumes")) if one.get("name") == self.volume]
         return bool(volumes) and self.on_host(PurePosixPath(folder)) == folder
 
 
@@ -222,11 +224,12 @@ class _Edit:
             raise _Unsafe(f"--{MODE} is given twice")
         self._append(words[-1])
         if not self._manifest.has_volume(self._folder):
-            if any(one.get("name") == VOLUME for one in _dicts(self._manifest.pod["spec"].get("volumes"))):
-                raise _Unsafe(f"another volume is called {VOLUME}")
-            mount = [f"- mountPath: {self._folder}", f"  name: {VOLUME}", "  readOnly: true"]
+            name = self._manifest.volume
+            if any(one.get("name") == name for one in _dicts(self._manifest.pod["spec"].get("volumes"))):
+                raise _Unsafe(f"another volume is called {name}")
+            mount = [f"- mountPath: {self._folder}", f"  name: {name}", "  readOnly: true"]
             self._first_of(container, "volumeMounts", mount)
-            volume = ["- hostPath:", f"    path: {self._folder}", "    type: DirectoryOrCreate", f"  name: {VOLUME}"]
+            volume = ["- hostPath:", f"    path: {self._folder}", "    type: DirectoryOrCreate", f"  name: {name}"]
             self._first_of(spec, "volumes", volume)
         result: list[str] = []
         for number, line in enumerate(self._lines):

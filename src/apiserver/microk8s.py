@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from apiserver.model import Place
+from apiserver.model import Hand, Place
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,18 @@ class MicroK8s:
     def asks(self, url: str) -> bool:  # noqa: ARG002
         """It has no webhook of its own."""
         return False
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Write them into its file: nobody has an option for it. Of a flag, the lines that are there go."""
+        names = "|".join(flag.name for flag in hand.flags)
+        return [
+            "# on each control-plane machine, one after the other:",
+            hand.install,
+            f"sudo sed -Ei '/^--({names})[= ]/d' {self.args_file}",
+            # An empty line first: the last one of the file may have no end.
+            f"sudo tee -a {self.args_file} >/dev/null <<'EOF'",
+            "",
+            *hand.lines,
+            "EOF",
+            f"sudo systemctl restart {self.service}",
+        ]

@@ -97,6 +97,42 @@ class Desired:
 
 
 @dataclass(frozen=True)
+class Hand:
+    """What somebody needs who sets the flags by hand.
+
+    Args:
+        principal: the application whose charm keeps the API server.
+        url: our endpoint's.
+        open: the kubeconfig's text without the API server's client certificate, for what passes through other hands.
+        kubeconfig: the file on this machine that has it, root's alone.
+        copy: where the API server can read a copy of that; the operator's own, for our files go with the charm.
+        flags: that the API server needs, with whole values; those for kubeconfigs name the copy.
+
+    """
+
+    principal: str
+    url: str
+    open: str
+    kubeconfig: Path
+    copy: Path
+    flags: tuple[Flag, ...]
+
+    def value(self, name: str) -> str:
+        """Give the value of one of the flags, empty where it is not needed."""
+        return next((flag.value for flag in self.flags if flag.name == name), "")
+
+    @property
+    def install(self) -> str:
+        """The command that makes the copy."""
+        return f"sudo install -D -m 0600 {self.kubeconfig} {self.copy}"
+
+    @property
+    def lines(self) -> list[str]:
+        """The flags as they stand on a command line."""
+        return [f"--{flag.name}={flag.value}" for flag in self.flags]
+
+
+@dataclass(frozen=True)
 class Place:
     """Our own paths, all below `root` so that tests can run everything on a temporary tree.
 
@@ -148,6 +184,17 @@ class Place:
         return self.root / "opt/kubernetes-keystone/apiserver-pod"
 
     @property
+    def hook(self) -> Path:
+        """The systemd unit that has Juju run a hook of the charm's now (`again.py`); perhaps it is not there."""
+        return self.unit_folder / "kubernetes-keystone-hook.service"
+
+    @property
+    def alone(self) -> int:
+        """For how many seconds this machine lets others go first where no Lease is held: another time for each unit."""
+        number = self.unit.rpartition("/")[2]
+        return int(number) % 8 * 120 if number.isdecimal() else 0
+
+    @property
     def unit_folder(self) -> Path:
         """Where an administrator's systemd units and drop-ins go; snapd writes its units here as well."""
         return self.root / "etc/systemd/system"
@@ -183,6 +230,10 @@ class Layout(Protocol):
 
     def asks(self, url: str) -> bool:
         """Whether the cluster's own token webhook has been told to ask this URL about tokens that it does not know."""
+        ...
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Give the commands by which an operator has the API server ask us (`api-server=manual`)."""
         ...
 
 

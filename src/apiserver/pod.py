@@ -22,16 +22,17 @@ from typing import Any
 
 import yaml
 
-from apiserver import args, files, script, systemd, wanted
+from apiserver import args, files, process, script, systemd, wanted
 from apiserver.args import Args
 from apiserver.manifest import Manifest
 from apiserver.model import Conflict, WiringError
+from apiserver.process import Process
 from apiserver.static_pod import StaticPod
 from apiserver.wanted import Wanted
 
 _WATCH = "kubernetes-keystone-watch.service"
 _BYPASS = "kubernetes-keystone-bypass.service"
-_PROGRAM = "kube-apiserver"
+_CONTAINER = "kube-apiserver"
 _SECONDS = 40  # for the script, which waits for the lock for 10 s
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
@@ -124,7 +125,6 @@ class Pod:
     def chain(self) -> None:
         """Find the displaced webhook's files through the pod's own volumes; they keep the names that the pod knows."""
         place = self.layout.place
-        self._install_script()
         found = self._manifest()
         lines = ["chained 1"]
         kubeconfig = found.args.last("authentication-token-webhook-config-file")
@@ -190,33 +190,45 @@ class Pod:
 
     def start_without(self, seconds: float) -> str:
         """Wait for the kubelet, which has seen that the manifest is another one."""
-        if not _until(lambda: not self.with_ours() and bool(_servers()), seconds):
+        if not _until(lambda: not self.with_ours() and any(process.servers()), seconds):
             return f"the kubelet did not start the API server without Keystone's flags within {seconds:.0f} s"
         return ""
 
     # --- what runs
 
+    def running(self) -> Process | None:
+        """Find the API server that listens where the manifest says: others may be seen from here, such as kind's."""
+        where, flags = ("advertise-address", "secure-port"), self.read()
+        for running in process.servers():
+            if all(running.flags.last(name) == flags.last(name) for name in where):
+                return running
+        return None
+
+    def unread(self, running: Process) -> bool:  # noqa: ARG002
+        """Give False: its command line says what it was given."""
+        return False
+
     def life(self) -> str:
         """Name the processes and when they began."""
-        return " ".join(sorted(_servers()))
+        return " ".join(sorted(running.life for running in process.servers()))
 
     def down(self, for_any_reason: bool) -> bool:
         """Look for a process; the kubelet gives nothing up for good."""
-        return for_any_reason and not _servers()
+        return for_any_reason and not any(process.servers())
 
     def with_ours(self) -> bool:
         """Look at the processes."""
-        return any(running.mentions(self.layout.config_folder) for running in _servers().values())
+        return any(running.flags.mentions(self.layout.config_folder) for running in process.servers())
 
     def in_force(self, what: Wanted) -> bool:
         """Look at the processes."""
         flags = args.flag_lines(what.lines).flags
-        return any(all(running.include(flag) for flag in flags) for running in _servers().values())
+        return any(all(running.flags.include(flag) for flag in flags) for running in process.servers())
 
     def log_tail(self, since: float) -> tuple[str, ...]:
         """Read the newest file of the container's output that was written since (format: CRI, `TIME STREAM F TEXT`)."""
         newest: tuple[float, Path] | None = None
-        for path in self._logs.glob(f"kube-system_kube-apiserver-*/{_PROGRAM}/*.log"):
+        for path in self._logs.glob(f"kube-system_kube-apiserver-*/{_CONTAINER}/*.log"):
             with contextlib.suppress(OSError):  # rotated in between
                 at = path.stat().st_mtime
                 if at >= int(since) and (newest is None or at > newest[0]):
@@ -281,6 +293,8 @@ class Pod:
                 "config_folder": self.layout.config_folder,
                 "wanted": place.wanted,
                 "lock": place.lock,
+                "hook": place.hook,
+                "alone": place.alone,
             },
         )
 
@@ -301,20 +315,6 @@ class Pod:
             said = done.stderr.decode(errors="replace").strip().removeprefix("kubernetes-keystone: ")
             raise WiringError(f"{name} {mode}: {said or f'status {done.returncode}'}")
         return done.stdout.decode()
-
-
-def _servers() -> dict[str, Args]:
-    """Give the API servers that run on this machine: number and beginning of the process, and its flags."""
-    found: dict[str, Args] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):  # ended in between
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            if words and PurePosixPath(words[0]).name == _PROGRAM:
-                began = (folder / "stat").read_text().rpartition(") ")[2].split()[19]
-                found[f"{folder.name}:{began}"] = args.from_words(words)
-    return found
 
 
 def _named_files(kubeconfig: bytes) -> Iterator[str]:

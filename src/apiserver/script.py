@@ -57,7 +57,7 @@ def install(layout: UnitLayout) -> None:
 
 
 def install_script(layout: UnitLayout) -> None:
-    """Put the script alone in place: what `chain` and `remove` need."""
+    """Put the script alone in place: what `remove` needs."""
     files.write(layout.place.script, _render("apiserver-flags", layout), 0o755)
 
 
@@ -76,8 +76,18 @@ def uninstall(layout: UnitLayout) -> None:
             folder.rmdir()
 
 
+def chain(layout: UnitLayout) -> None:
+    """Write the chain file, as the script does before each start, be it installed or not.
+
+    Raises:
+        WiringError: the webhook that is set now cannot be written down.
+
+    """
+    _run(layout, "chain", _uninstalled(layout))
+
+
 def run(layout: UnitLayout, mode: str) -> None:
-    """Run the installed script once, in a mode that restarts nothing (`chain`, `cut`).
+    """Run the installed script once, in a mode that restarts nothing (`cut`).
 
     Raises:
         WiringError: with what it said, where it did not succeed.
@@ -93,7 +103,11 @@ def others(layout: UnitLayout) -> str:
         WiringError: they cannot be read.
 
     """
-    return _run(layout, "others", ["-c", _render("apiserver-flags", layout).decode(), str(layout.place.script)])
+    return _run(layout, "others", _uninstalled(layout))
+
+
+def _uninstalled(layout: UnitLayout) -> list[str]:
+    return ["-c", _render("apiserver-flags", layout).decode(), str(layout.place.script)]
 
 
 def _run(layout: UnitLayout, mode: str, program: list[str]) -> str:
@@ -125,6 +139,8 @@ def _render(name: str, layout: UnitLayout) -> bytes:
         "chain_file": place.chain_file,
         "reader": place.reader,
         "script": place.script,
+        "hook": place.hook,
+        "alone": place.alone,
     }
     return render(name, values)
 

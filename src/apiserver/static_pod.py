@@ -7,10 +7,13 @@ all others are run (`pkg/kubelet/config/file.go` in kubernetes/kubernetes), a co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apiserver.model import Place
+from apiserver.args import MODE
+from apiserver.manifest import CHANGED, MARK, VOLUME, WAS, Manifest
+from apiserver.model import Conflict, Flag, Hand, Place
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,52 @@ class StaticPod:
     def asks(self, url: str) -> bool:  # noqa: ARG002
         """There is no webhook of kubeadm's own."""
         return False
+
+    def by_hand(self, hand: Hand) -> list[str]:
+        """Give the difference to the manifest as it is; a rename brings the new one over, from beside the folder.
+
+        kubeadm's own configuration has to be told as well, or the next `kubeadm upgrade` drops it.
+        """
+        new = self.manifest.parent.with_name(f"{self.manifest.name}.new")
+        owner = ""
+        try:
+            found = replace(Manifest.parse(self.manifest, self.manifest.read_bytes()), volume=f"{VOLUME}-manual")
+            if found.owner != (0, 0):
+                owner = " -o {} -g {}".format(*found.owner)
+            edited = found.with_flags(self._lacking(found, hand), hand.copy.parent)
+        except (OSError, Conflict) as error:
+            return [
+                f"# {error}",
+                hand.install,
+                f"# then add these to the command of the API server's container, and {hand.copy.parent} as a volume:",
+                *(f"#   {line}" for line in hand.lines),
+            ]
+        difference = difflib.unified_diff(found.text.splitlines(), _unmarked(edited), "before", "after", lineterm="")
+        return [
+            "# on each control-plane machine, one after the other:",
+            hand.install.replace(" -m ", f"{owner} -m ", 1),
+            f"sudo patch --output={new} {self.manifest} <<'EOF' && sudo chmod --reference={self.manifest} {new} && \\",
+            f"  sudo mv {new} {self.manifest}",
+            *difference,
+            "EOF",
+            "# `kubeadm upgrade` writes the manifest anew: have the same in kubeadm's ClusterConfiguration, under",
+            "# apiServer.extraArgs and apiServer.extraVolumes (kubectl -n kube-system edit configmap kubeadm-config)",
+        ]
+
+    def _lacking(self, found: Manifest, hand: Hand) -> tuple[Flag, ...]:
+        """Give the flags that are not there yet; a mode is added to the modes."""
+        modes = found.args.items(MODE)
+        if hand.value(MODE) and not modes:
+            raise Conflict(f"{self.manifest} has no --{MODE}, so everything is allowed: set one first")
+        mode = (Flag(MODE, "Webhook"),) if hand.value(MODE) and "Webhook" not in modes else ()
+        others = tuple(flag for flag in hand.flags if flag.name != MODE and found.args.last(flag.name) != flag.value)
+        return (*mode, *others)
+
+
+def _unmarked(text: str) -> list[str]:
+    """Give the lines without what would make them ours."""
+    return [
+        line.removesuffix(f" {CHANGED}").removesuffix(f" {MARK}")
+        for line in text.splitlines()
+        if not line.startswith(WAS)
+    ]

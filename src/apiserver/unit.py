@@ -13,6 +13,7 @@ from pathlib import Path
 from apiserver import args, files, script, systemd, wanted
 from apiserver.args import Args
 from apiserver.model import UnitLayout
+from apiserver.process import Process
 from apiserver.wanted import Wanted
 
 
@@ -74,8 +75,7 @@ class Unit:
 
     def chain(self) -> None:
         """Have the script do it, as it will before each start."""
-        script.install_script(self.layout)
-        script.run(self.layout, "chain")
+        script.chain(self.layout)
 
     def write_files(self, contents: Mapping[Path, bytes]) -> None:
         """Write them for root, as whom the unit runs."""
@@ -102,6 +102,22 @@ class Unit:
     def start_without(self, seconds: float) -> str:
         """Restart."""
         return systemd.restart(self.layout.service, seconds)
+
+    def running(self) -> Process | None:
+        """Ask systemd for the process; where that shows no flags, its file is taken for them."""
+        pid = systemd.show(self.layout.service, "MainPID")
+        found = systemd.running_args(self.layout.service)
+        if found is None:
+            return None
+        with contextlib.suppress(OSError):  # ended in between
+            return Process.of(int(pid), found if self.layout.flags_shown else self.read())
+        return None
+
+    def unread(self, running: Process) -> bool:
+        """Compare the times of file and process."""
+        if self.layout.flags_shown:
+            return False
+        return any(running.older_than(path) for path in args.sources(self.layout))
 
     def life(self) -> str:
         """Give the InvocationID."""

@@ -73,6 +73,13 @@ class Wanted:
         return self.stage is Stage.CONFIRMED and self.starts < 1 and self.life == "-"
 
     @property
+    def may_come_back(self) -> bool:
+        """After a bypass: whether the wait is over."""
+        boot, _, rest = self.retry.partition(" ")
+        now, until = taken().split(), rest.rpartition(" ")[2]
+        return boot != now[0] or not until.isdecimal() or int(now[1]) >= int(until)
+
+    @property
     def text(self) -> str:
         """The file."""
         return "\n".join(

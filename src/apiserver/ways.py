@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from apiserver.args import Args
 from apiserver.model import Layout, UnitLayout
 from apiserver.pod import Pod
+from apiserver.process import Process
 from apiserver.static_pod import StaticPod
 from apiserver.unit import Unit
 from apiserver.wanted import Wanted
@@ -101,6 +102,14 @@ class Way(Protocol):
         ...
 
     # --- what runs
+
+    def running(self) -> Process | None:
+        """Give the running server, None where there is none."""
+        ...
+
+    def unread(self, running: Process) -> bool:
+        """Whether the flags are read from a file that is newer than the server; False where it shows them itself."""
+        ...
 
     def life(self) -> str:
         """Give a name for the present life of the server: another one after each start."""

@@ -108,7 +108,7 @@ def check(layout: Layout, authorization: bool) -> None:
 
 
 def chain(layout: Layout) -> None:
-    """Install the script and write the chain file (`layout.place.chain_file`) now, before any flag is set.
+    """Write the chain file (`layout.place.chain_file`) now, before any flag is set.
 
     The folder of the chain file and the group `layout.place.reader` must exist. Idempotent; restarts nothing.
 
@@ -271,8 +271,9 @@ class _Wiring:
         found = wanted.read(place)
         if found and found.digest == desired.digest:
             way.write_files(desired.files)  # someone may have changed them: the next start would go without
-            if found.stage is Stage.BYPASSED:
-                return False  # comes back with the authenticator, by itself
+            if found.stage is Stage.BYPASSED and not found.may_come_back:
+                return False  # looked at again, by a hook or by the script
+            trial = replace(trial, retry=found.retry)  # how often it has happened is not forgotten
             if found.ran_out:
                 raise ApplyFailed(_RAN_OUT)
             if found.stage is Stage.CONFIRMED and way.in_force(found):

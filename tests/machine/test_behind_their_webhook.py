@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from testbed.owners import juju_config
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
 from tests.machine.test_story import READERS
@@ -87,11 +88,39 @@ def test_without_a_policy_nothing_of_ours_is_on_the_api_server(stage: Stage, tok
     assert len(lives_of(stage.cluster)) == before
 
 
+def test_by_hand_the_status_says_what_is_missing_and_notices_when_the_printed_commands_have_been_run(
+    stage: Stage, token: Callable[[], str]
+) -> None:
+    cluster, unit = stage.cluster, stage.unit
+    cluster.configure({})
+    unit.configure(api_server="manual", policy=READERS)
+    assert unit.status.name == "blocked"
+    assert (
+        "charmed: --authentication-token-webhook-config-file=/root/cdk/auth-webhook/auth-webhook-conf.yaml "
+        "leads to https://127.0.0.1:5000/v1, which does not ask us; "
+        "--authorization-webhook-config-file is not set; --authorization-mode=Node,RBAC has no Webhook."
+    ) in unit.status.message
+    before, args = len(lives_of(cluster)), cluster.args()
+    unit.update_status()
+    assert (len(lives_of(cluster)), cluster.args()) == (before, args)
+
+    told = unit.run_action("show-webhook-config")
+    cluster.configure(juju_config(told.results["commands"], "kubernetes-master"))
+    before, args = len(lives_of(cluster)), cluster.args()
+    unit.update_status()
+    ready = "charmed, asked by the cluster's own token webhook, policy 1 rules"
+    assert unit.status == ("active", f"ready: manual, {ready}")
+    assert pods(stage, token()) == 200
+    assert stage.cluster.status("/api/v1/nodes", token()) == 403
+    unit.reset("api-server")
+    assert unit.status == ("active", f"ready: {ready}"), "there is nothing left to set"
+    assert (len(lives_of(cluster)), cluster.args()) == (before, args)
+
+
 def test_when_the_option_is_unset_our_flag_is_back(stage: Stage, token: Callable[[], str]) -> None:
-    stage.cluster.authn_endpoint = ""
-    stage.cluster.control_plane_reconcile()
+    stage.cluster.configure({})
     args = stage.cluster.args()
-    stage.unit.configure(policy=READERS)
+    stage.unit.update_status()
     assert stage.unit.status == ("active", "ready: charmed, policy 1 rules")
     assert "kubernetes-keystone/authentication.kubeconfig" in given(stage)
     assert pods(stage, token()) == 200

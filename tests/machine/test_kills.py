@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from testbed import setup
+from testbed import pack, setup
 from testbed.reviewers import CLIENTS, Review, Reviewers, Seen, token_review
 from testbed.stage import Stage
 from testbed.traffic import lives_of
@@ -128,7 +127,7 @@ def test_an_upgrade_of_the_charm_refuses_nobody_and_loses_nothing(
     wired: Stage, load: Reviewers, tmp_path: Path
 ) -> None:
     before, link = process(wired), wired.machine.shell("readlink /opt/kubernetes-keystone/current")
-    wired.unit.upgrade(changed(wired.charm, tmp_path / "changed.charm"))
+    wired.unit.upgrade(pack.changed(wired.charm, tmp_path / "changed.charm"))
     assert wired.unit.status.name == "active"
     assert wired.machine.shell("readlink /opt/kubernetes-keystone/current") != link
     assert process(wired) not in ("", before)
@@ -137,17 +136,6 @@ def test_an_upgrade_of_the_charm_refuses_nobody_and_loses_nothing(
     report("an upgrade", seen)
     assert seen.failures == []
     assert seen.answered > 20 * CLIENTS
-
-
-def changed(charm: Path, path: Path) -> Path:
-    """Another charm, by a line in the authenticator's program."""
-    with zipfile.ZipFile(charm) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
-        for entry in old.infolist():
-            content = old.read(entry)
-            if entry.filename.endswith("authenticator/lib/keystone_authenticator/__init__.py"):
-                content += b"# the next version\n"
-            new.writestr(entry, content)
-    return path
 
 
 @pytest.fixture
@@ -249,3 +237,17 @@ def test_a_process_that_hangs_is_replaced_within_10_s(wired: Stage, load: Review
     assert seconds < max(10.0, 8.0 + 3 * start)
     only_what_was_in_flight(seen, 2)
     assert "watchdog" in wired.machine.run("journalctl", "-q", "-o", "cat", f"UNIT={SERVICE}").stdout.lower()
+
+
+def test_a_start_that_hangs_is_given_up_in_its_time_though_it_does_not_listen(wired: Stage) -> None:
+    """Otherwise so few starts would be tried in the limit's time that it would never be reached."""
+    machine, program = wired.machine, "/opt/kubernetes-keystone/current/keystone-authenticator"
+    good, before = machine.read(program), another(wired)
+    machine.write(program, "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n", 0o755)
+    machine.shell(f"kill -KILL {before}")
+    try:
+        tried = int(machine.show(SERVICE, "NRestarts")["NRestarts"])
+        machine.wait(lambda: int(machine.show(SERVICE, "NRestarts")["NRestarts"]) >= tried + 3, "three starts", 45)
+    finally:
+        machine.write(program, good, 0o755)
+    another(wired)

@@ -16,6 +16,7 @@ from testbed import canonical, users
 from testbed.canonical import Canonical
 from testbed.cluster import Cluster
 from testbed.microk8s import MicroK8s
+from testbed.owners import juju_config
 from testbed.stage import StageOf
 from testbed.traffic import Traffic, lives_of
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
@@ -162,7 +163,7 @@ def test_an_owner_who_read_the_file_in_the_middle_of_a_start_has_nothing_of_ours
 def test_flags_that_the_api_server_cannot_run_with_are_taken_back(story: Story) -> None:
     machine, unit = story.stage.machine, story.stage.unit
     unit.configure(api_server="manual")
-    assert unit.status.name == "active"
+    assert unit.status.message.startswith(f"manual, the API server does not ask us yet: {story.cluster.layout}: --")
     assert not story.in_force()
     args, good = story.cluster.args(), machine.read("/usr/bin/snap").decode()
     folder = story.cluster.args_path.rpartition("/")[0]
@@ -176,6 +177,37 @@ def test_flags_that_the_api_server_cannot_run_with_are_taken_back(story: Story) 
     assert story.cluster.args() == args
     story.cluster.wait_ready()
     unit.configure(api_server="manual")
+    unit.configure(api_server="auto")
+    assert unit.status.name == "active"
+    assert story.in_force()
+
+
+def test_by_hand_the_printed_commands_are_enough_and_the_clusters_own_tokens_stay_good(story: Story) -> None:
+    """A flag by hand displaces the cluster's own token webhook as well as one of ours does."""
+    cluster, machine, unit = story.cluster, story.stage.machine, story.stage.unit
+    if story.in_folder:
+        pytest.skip("the same commands as without a folder")
+    unit.configure(api_server="manual")
+    before, admin = cluster.args(), cluster.tokens["admin"].token
+    commands = unit.run_action("show-webhook-config").results["commands"]
+    options = juju_config(
+        "\n".join(line for line in commands.splitlines() if line.startswith("juju ")), "kubernetes-master"
+    )
+    here = "\n".join(line for line in commands.splitlines() if not line.startswith("juju "))
+    machine.shell('sudo() { "$@"; }\n' + here)
+    if extra := dict(word.split("=", 1) for word in options.get("kube-apiserver-extra-args", "").split()):
+        cluster.owner_sets(**extra)
+    cluster.wait_ready()
+    unit.update_status()
+    assert unit.status == ("active", f"ready: manual, {cluster.layout}, policy 1 rules"), unit.debug_log()
+    assert story.in_force()
+    assert cluster.status("/api/v1/nodes/worker-0", admin) == 200
+    assert b"kubernetes-keystone/" not in cluster.args()
+
+    machine.write(cluster.args_path, before, 0o600)
+    machine.run("systemctl", "restart", cluster.service)
+    cluster.wait_ready()
+    machine.run("rm", "-r", f"{story.ours}-manual")
     unit.configure(api_server="auto")
     assert unit.status.name == "active"
     assert story.in_force()

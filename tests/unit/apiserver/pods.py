@@ -20,11 +20,12 @@ from typing import Any
 
 import yaml
 
-from apiserver import Desired, Flag, Patience, Place, wanted
+from apiserver import Desired, Patience, Place, wanted
 from apiserver.pod import Pod
 from apiserver.static_pod import StaticPod
 from testbed.owners import kubeadm
 from testbed.processes import free_port
+from tests.unit.apiserver.support import desired
 
 PATIENCE = Patience(already=20, ready=15, token=5, restart=30, removal=15, between=0.05, settled=0.1)
 LESS = Patience(already=20, ready=6, token=2, restart=20, removal=2, between=0.05, settled=0.1)
@@ -122,21 +123,7 @@ class Machine:
     # --- ours
 
     def desired(self, content: str = "kubeconfig", authorization: bool = False) -> Desired:
-        folder = self.layout.config_folder
-        flags = [
-            Flag("authentication-token-webhook-config-file", str(folder / "authentication.kubeconfig")),
-            Flag("authentication-token-webhook-version", "v1"),
-            Flag("authentication-token-webhook-cache-ttl", "10s"),
-        ]
-        files = {folder / "authentication.kubeconfig": content.encode()}
-        if authorization:
-            flags += [
-                Flag("authorization-mode", "Webhook"),
-                Flag("authorization-webhook-config-file", str(folder / "authorization.kubeconfig")),
-                Flag("authorization-webhook-version", "v1"),
-            ]
-            files[folder / "authorization.kubeconfig"] = content.encode()
-        return Desired(tuple(flags), files)
+        return desired(self.layout, content, authorization)
 
     def script(self, *mode: str, given: str = "", shell: str = "sh", **env: str) -> str:
         """Run the real script."""

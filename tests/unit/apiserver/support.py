@@ -38,7 +38,7 @@ from apiserver.args import BEGIN
 from apiserver.canonical import Canonical
 from apiserver.charmed import Charmed
 from apiserver.microk8s import MicroK8s
-from apiserver.model import MANAGED, UnitLayout
+from apiserver.model import MANAGED, Layout, UnitLayout
 from testbed.processes import free_port
 
 # The tests that kill something at every step try every eighth, each time others; EVERY_STEP=1: all (a few minutes).
@@ -130,6 +130,27 @@ KINDS = ("charmed", "canonical", "canonical-folder", "microk8s")
 """The layouts, and the two places that one of them may have its flags in."""
 
 
+def desired(layout: Layout, content: str = "kubeconfig", authorization: bool = False) -> Desired:
+    """Give the flags that the charm sets, with files of this content."""
+    folder = layout.config_folder
+    flags = [
+        Flag("authentication-token-webhook-config-file", str(folder / "authentication.kubeconfig")),
+        Flag("authentication-token-webhook-version", "v1"),
+        Flag("authentication-token-webhook-cache-ttl", "10s"),
+    ]
+    files = {folder / "authentication.kubeconfig": content.encode()}
+    if authorization:
+        flags += [
+            Flag("authorization-mode", "Webhook"),
+            Flag("authorization-webhook-config-file", str(folder / "authorization.kubeconfig")),
+            Flag("authorization-webhook-version", "v1"),
+            Flag("authorization-webhook-cache-authorized-ttl", "5s"),
+            Flag("authorization-webhook-cache-unauthorized-ttl", "5s"),
+        ]
+        files[folder / "authorization.kubeconfig"] = content.encode()
+    return Desired(tuple(flags), files)
+
+
 class Tree:
     """A machine's files below a temporary folder, in one of the layouts."""
 
@@ -207,23 +228,7 @@ class Tree:
     # -- what is desired
 
     def desired(self, content: str = "kubeconfig", authorization: bool = False) -> Desired:
-        folder = self.layout.config_folder
-        flags = [
-            Flag("authentication-token-webhook-config-file", str(folder / "authentication.kubeconfig")),
-            Flag("authentication-token-webhook-version", "v1"),
-            Flag("authentication-token-webhook-cache-ttl", "10s"),
-        ]
-        files = {folder / "authentication.kubeconfig": content.encode()}
-        if authorization:
-            flags += [
-                Flag("authorization-mode", "Webhook"),
-                Flag("authorization-webhook-config-file", str(folder / "authorization.kubeconfig")),
-                Flag("authorization-webhook-version", "v1"),
-                Flag("authorization-webhook-cache-authorized-ttl", "5s"),
-                Flag("authorization-webhook-cache-unauthorized-ttl", "5s"),
-            ]
-            files[folder / "authorization.kubeconfig"] = content.encode()
-        return Desired(tuple(flags), files)
+        return desired(self.layout, content, authorization)
 
     def want(
         self, stage: str = "confirmed", starts: int = 3, authorization: bool = False, **changes: str
@@ -571,6 +576,7 @@ class Systemd:
         with self.machine.journal.open("ab") as journal:
             self.process = subprocess.Popen(
                 [sys.executable, "-SI", str(here / "standin.py"), str(folder), *self._words()],
+                env={**os.environ, "SNAP_DATA": str(self.machine.layout.working_folder)},
                 stderr=journal,
             )
         self.invocation = uuid.uuid4().hex

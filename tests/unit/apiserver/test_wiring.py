@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import apiserver
-from apiserver import Conflict, Kind, files, layouts, lease, script, systemd, wanted, wiring
+from apiserver import Conflict, Kind, Place, files, layouts, lease, script, systemd, wanted, wiring
 from apiserver.verify import Unverified, verify
 from testbed.owners import canonical_charm
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
@@ -465,6 +465,62 @@ def test_our_flags_come_back_with_the_authenticator(machine: Machine) -> None:
     assert apiserver.state(machine.layout).kind is Kind.IN_FORCE
 
 
+def let_the_wait_be_over(machine: Machine, seconds: int = 0) -> None:
+    """Let it have been over for so long."""
+    found = machine.wanted
+    boot, count, _ = found.retry.split()
+    now = int(float(Path("/proc/uptime").read_text().split()[0]))
+    wanted.write(machine.place, wanted.replace(found, retry=f"{boot} {count} {now - seconds}"))
+
+
+def test_a_hook_brings_the_flags_back_in_its_turn_once_the_wait_is_over(machine: Machine) -> None:
+    without_curl(machine)
+    apply(machine)
+    bypass(machine)
+    machine.wait_for("the server without", lambda: machine.systemd.state == "active" and not machine.in_force)
+    assert not apply(machine), "the wait is not over"
+    let_the_wait_be_over(machine)
+    asked: list[Any] = []
+    assert apply(machine, lambda: asked.append(machine.lease))
+    assert asked[0]["spec"]["holderIdentity"], "no other machine restarts its API server meanwhile"
+    assert machine.in_force
+    assert machine.wanted.stage is wanted.Stage.CONFIRMED
+    assert machine.wanted.retry.split()[1] == "1", "the next time is the second, with twice the wait"
+
+
+def test_where_juju_can_be_asked_the_script_leaves_the_way_back_to_a_hook(machine: Machine) -> None:
+    without_curl(machine)
+    juju = Path(machine.systemd.path.partition(":")[0], "juju-exec")
+    juju.write_text("#!/bin/sh\n")
+    juju.chmod(0o755)
+    machine.place.hook.write_text("[Service]\n")
+    apply(machine)
+    bypass(machine)
+    let_the_wait_be_over(machine, 600)
+    retry(machine)
+    assert ["start", "--no-block", machine.place.hook.name] in machine.systemd.asked
+    assert machine.wanted.stage is wanted.Stage.BYPASSED
+    let_the_wait_be_over(machine, 900)
+    retry(machine)
+    machine.wait_for("our flags", lambda: machine.in_force)  # no hook has come
+
+
+def test_machines_that_no_hook_brings_back_do_not_come_back_at_once(machine: Machine) -> None:
+    without_curl(machine)
+    places = [Place(machine.root, machine.place.reader, f"kubernetes-keystone/{number}") for number in range(4)]
+    assert [place.alone for place in places] == [0, 120, 240, 360]
+    kind: Any = type(machine.layout)
+    machine.layout = kind(places[3])
+    apply(machine)
+    bypass(machine)
+    let_the_wait_be_over(machine, 300)
+    retry(machine)
+    assert machine.wanted.stage is wanted.Stage.BYPASSED
+    let_the_wait_be_over(machine, 360)
+    retry(machine)
+    machine.wait_for("our flags", lambda: machine.in_force)
+
+
 def test_each_bypass_doubles_the_wait(machine: Machine) -> None:
     without_curl(machine)
     apply(machine)
@@ -516,14 +572,14 @@ def test_removal_twice_or_of_nothing_does_nothing(machine: Machine) -> None:
     assert machine.args == before
 
 
-def test_removal_takes_away_what_chain_alone_has_put_there(machine: Machine) -> None:
+def test_chain_writes_its_file_and_nothing_that_would_have_to_be_taken_out_of_an_api_server(machine: Machine) -> None:
     machine.layout.config_folder.rmdir()
-    assert apiserver.wired(machine.place) is None
+    before = machine.snapshot()
     apiserver.chain(machine.layout)
-    assert machine.place.chain_file.exists()
-    assert apiserver.wired(machine.place) == machine.layout
-    apiserver.remove(machine.layout)
+    new = machine.snapshot().keys() - before.keys()
+    assert new == {str(path.relative_to(machine.root)) for path in (machine.place.chain_file, machine.place.lock)}
     assert apiserver.wired(machine.place) is None
+    apiserver.remove(machine.layout)
     assert not machine.place.chain_file.exists()
 
 

@@ -286,6 +286,8 @@ class FakeWiring:
     probe: Callable[[], None] | None = None
     run_probe: bool = False
     asked_already: apiserver.Asked = field(default_factory=apiserver.Asked)
+    by_hand: list[apiserver.byhand.Server] = field(default_factory=list)
+    displaced: bool = False
 
     def _step(self, name: str) -> None:
         self.order.append(name)
@@ -304,6 +306,19 @@ class FakeWiring:
     def asked(self, _: FakeLayout, url: str) -> apiserver.Asked:
         assert url.endswith("/webhook")
         return self.asked_already
+
+    def look(
+        self, place: apiserver.Place, endpoint: apiserver.byhand.Endpoint, authorization: bool
+    ) -> tuple[apiserver.byhand.Server, ...]:
+        assert place == self.layout.place
+        assert endpoint.ca != endpoint.client
+        assert isinstance(authorization, bool)
+        return tuple(self.by_hand)
+
+    def keep_displaced(self, place: apiserver.Place, endpoint: apiserver.byhand.Endpoint) -> bool:
+        assert place == self.layout.place
+        assert endpoint.url.endswith("/webhook")
+        return self.displaced
 
     def wired(self, _: apiserver.Place) -> FakeLayout | None:
         return self.layout if self.desired else None
@@ -344,6 +359,9 @@ def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
     fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root, unit="kubernetes-keystone/0")), machine)
     for name in ("detect", "evidence", "asked", "wired", "check", "chain", "apply", "remove", "state"):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
+    for name in ("look", "keep_displaced"):
+        monkeypatch.setattr(apiserver.byhand, name, getattr(fake, name))
+    monkeypatch.setattr("apiserver.process.servers", lambda: iter(()))  # not those of other tests on this machine
     return fake
 
 

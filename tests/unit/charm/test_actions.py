@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import ops.testing
 import pytest
+
+from apiserver import byhand
 
 POLICY = "- match: []\n- match: []\n"
 
@@ -146,24 +149,49 @@ def test_show_webhook_config_makes_no_authority_that_the_api_server_does_not_kno
     assert machine.snapshot() == before
 
 
-def test_show_webhook_config_prints_the_control_planes_own_commands_for_manual(unit, machine):
+@pytest.fixture
+def control_plane(machine) -> Path:
+    """The files of a Charmed Kubernetes control plane, as far as it is known by them."""
+    args = machine.places.root / "var/snap/kube-apiserver/current/args"
+    args.parent.mkdir(parents=True)
+    args.write_text('--authorization-mode="Node,RBAC"\n')
+    (machine.places.units / "snap.kube-apiserver.daemon.service").write_text("")
+    return args
+
+
+def test_show_webhook_config_prints_the_control_planes_own_commands_for_manual(unit, machine, wiring, control_plane):
+    wiring.by_hand = [byhand.Server(wiring.layout, True, ("--this is not set", "--that is wrong"))]
     unit.configure(policy=POLICY, api_server="manual").run()
     results = unit.action("show-webhook-config")
 
     endpoint = f"https://127.0.0.1:{machine.endpoint_port}/webhook"
     first, second, *rest = results["commands"].splitlines()
-    assert first == f"juju config kubernetes-control-plane authn-webhook-endpoint={endpoint}"
-    assert second == "juju config kubernetes-control-plane authorization-mode=Node,RBAC,Webhook \\"
+    assert first == f"juju config {unit.relation.remote_app_name} authn-webhook-endpoint={endpoint}"
+    assert second == f"juju config {unit.relation.remote_app_name} authorization-mode=Node,RBAC,Webhook \\"
     assert rest[0] == "  authorization-webhook-config-file=\"$(cat <<'EOF'"
     assert rest[-2:] == ["EOF", ')"']
     assert "client-key-data" not in results["commands"]
     assert results["kubeconfig"] in results["commands"]
+    assert results["layout"] == "charmed"
+    assert results["missing"] == "charmed: --this is not set\ncharmed: --that is wrong"
+    assert "--authorization-mode=Node,RBAC,Webhook" in results["flags"].splitlines(), "the value as it would be"
 
 
-def test_show_webhook_config_for_manual_without_a_policy_sets_no_authorization(unit):
+def test_show_webhook_config_for_manual_without_a_policy_sets_no_authorization(unit, control_plane):
     unit.configure(api_server="manual").run()
 
-    assert "authorization" not in unit.action("show-webhook-config")["commands"]
+    results = unit.action("show-webhook-config")
+    assert "authorization" not in results["commands"] + results["flags"]
+
+
+def test_show_webhook_config_for_manual_where_nothing_is_found_prints_what_any_api_server_needs(unit, machine):
+    unit.configure(policy=POLICY, api_server="manual").run()
+    results = unit.action("show-webhook-config")
+
+    assert results["layout"] == "unknown"
+    assert f"sudo install -D -m 0600 {machine.places.by_hand} " in results["commands"]
+    assert "#   --authorization-mode=Node,RBAC,Webhook" in results["commands"]
+    assert "missing" not in results
 
 
 def test_actions_leave_the_status_as_it_is(unit):

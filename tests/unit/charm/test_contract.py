@@ -90,6 +90,7 @@ def test_the_program_reads_the_settings_that_the_charm_writes(places, everything
     authenticator.write_settings(
         places, chosen, tls,
         chained=places.etc / "chained" if everything else None,
+        certified=everything,
         authorization=everything,
         backends=Backends(backend, backend),
     )  # fmt: skip
@@ -109,7 +110,9 @@ def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine
     chosen = CharmConfig(keystone_url="https://keystone.example:5000")
     tls = webhook.ensure_tls(places, chosen.listen, group)
     authenticator.write_inputs(places, chosen, authenticator.validate_policy(places, with_policy(GOOD)).content)
-    authenticator.write_settings(places, chosen, tls, chained=None, authorization=True, backends=Backends())
+    authenticator.write_settings(
+        places, chosen, tls, chained=None, certified=False, authorization=True, backends=Backends()
+    )
     launcher = places.opt / "current" / authenticator.LAUNCHER
     launcher.parent.mkdir(parents=True)
     launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m keystone_authenticator "$@"\n')

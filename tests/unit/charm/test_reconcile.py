@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
+from typing import Any
 
 import ops
 import ops.testing
 import pytest
 
+import again
 import apiserver
 import authenticator
+from apiserver import byhand
 
 POLICY = '[{"match": [{"type": "role", "values": ["member"]}], "resource": {"verbs": ["get"]}}]'
 ANOTHER = "- match: []\n- match: []\n"
+PRINTS = "The action show-webhook-config prints the commands"
 
 
 @pytest.mark.parametrize(
@@ -269,6 +274,32 @@ def test_what_the_wiring_says_becomes_the_status(unit, wiring, error, expected):
     assert unit.run() == expected
 
 
+def test_what_is_waited_for_is_looked_at_every_minute_and_no_longer_than_that(unit, machine, wiring):
+    wiring.raises = {"detect": apiserver.NotFound("no API server found")}
+    unit.run()
+    assert machine.active(again.TIMER)
+    command = (machine.places.units / again.SERVICE).read_text()
+    assert f'-u {unit.context.app_name}/0 "JUJU_DISPATCH_PATH=hooks/update-status ./dispatch"' in command
+
+    wiring.raises = {}
+    assert isinstance(unit.run("update_status"), ops.ActiveStatus)
+    assert not machine.active(again.TIMER)
+    wiring.raises = {"apply": apiserver.NotOurTurn("another unit restarts")}
+    unit.run("update_status")
+    assert machine.active(again.TIMER)
+    wiring.raises = {}
+    unit.run("relation_broken")
+    assert not machine.active(again.TIMER)
+    assert machine.snapshot() == {}
+
+
+def test_what_somebody_has_to_change_is_not_looked_at_every_minute(unit, machine, wiring):
+    wiring.raises = {"detect": apiserver.Ambiguous("charmed, microk8s")}
+    unit.run()
+    assert not machine.active(again.TIMER)
+    assert machine.snapshot() == {}
+
+
 def test_a_conflict_is_found_before_anything_is_changed(unit, machine, wiring):
     wiring.raises = {"check": apiserver.Conflict("another webhook")}
     unit.run()
@@ -300,15 +331,79 @@ def test_what_is_not_in_force_is_not_called_ready(unit, wiring, kind, status):
     assert unit.run() == status("so said the wiring")
 
 
-def test_manual_sets_no_flag_asks_for_no_client_certificate_and_chains_nothing(unit, machine, wiring):
+def server(*missing: str, layout: Any = None, runs: bool = True, behind: bool = False) -> byhand.Server:
+    return byhand.Server(layout, runs, missing, behind)
+
+
+def test_manual_sets_no_flag_and_asks_for_no_client_certificate(unit, machine, wiring):
+    wiring.by_hand = [server(layout=wiring.layout)]
     status = unit.configure(api_server="manual").run()
 
-    assert isinstance(status, ops.ActiveStatus)
-    assert "show-webhook-config" in status.message
+    assert status == ops.ActiveStatus("ready: manual, charmed, no policy, RBAC alone decides")
     assert wiring.order == []
     assert machine.settings()["chained"] is None
     assert machine.settings()["tls"]["require_client_certificate"] is False
     assert "OnFailure" not in (machine.places.units / authenticator.SERVICE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([], ops.WaitingStatus(f"manual: no API server runs on this machine; {PRINTS}")),
+        (
+            [server("it does not run", layout="here", runs=False)],
+            ops.WaitingStatus(f"manual: no API server runs on this machine (charmed is installed); {PRINTS}"),
+        ),
+        (
+            [server("--one is not set", "--two has no Webhook", layout="here")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: charmed: --one is not set; --two has no Webhook. " + PRINTS
+            ),
+        ),
+        (
+            [server("--one is not set")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: an API server of another kind: --one is not set. " + PRINTS
+            ),
+        ),
+        (
+            [server("--one is not set", layout="here"), server("--two is not set")],
+            ops.BlockedStatus(
+                "manual, the API server does not ask us yet: more than one kind is on this machine, and none asks us: "
+                "charmed: --one is not set. an API server of another kind: --two is not set. " + PRINTS
+            ),
+        ),
+        ([server()], ops.ActiveStatus("ready: manual, an API server of another kind, policy 1 rules")),
+        (
+            [server(layout="here", behind=True)],
+            ops.ActiveStatus("ready: manual, charmed, asked by the cluster's own token webhook, policy 1 rules"),
+        ),
+        (
+            [server("--one is not set"), server(layout="here")],
+            ops.ActiveStatus("ready: manual, charmed, policy 1 rules"),
+        ),
+    ],
+)
+def test_manual_says_what_is_missing_and_notices_when_it_has_been_done(unit, wiring, found, status):
+    wiring.by_hand = [replace(one, layout=wiring.layout) if one.layout else one for one in found]
+
+    assert unit.configure(api_server="manual", policy=POLICY).run("update_status") == status
+    assert wiring.order == []
+
+
+def test_manual_has_the_kubeconfig_ready_that_an_operator_copies_and_no_other_way_has_it(unit, machine, wiring):
+    wiring.displaced = True
+    unit.configure(api_server="manual").run()
+
+    assert b"client-key-data" in machine.places.by_hand.read_bytes()
+    assert machine.places.by_hand.stat().st_mode & 0o777 == 0o600
+    assert machine.settings()["chained"] == str(wiring.layout.place.chain_file), (
+        "who shows its certificate is passed on"
+    )
+    assert machine.settings()["tls"]["require_client_certificate"] is False
+
+    unit.configure(api_server="auto").run()
+    assert not machine.places.by_hand.exists()
 
 
 def test_from_charmed_to_manual_takes_the_flags_out_first(unit, machine, wiring):

@@ -1,0 +1,270 @@
+"""An API server whose flags somebody sets by hand (`api-server=manual`): is our endpoint asked, and if not, why not?
+
+Judged by the running process: the flags that it was given, and the files that these name, as it sees them. A file that
+is newer than the process counts from its next start. Nothing is changed here; how the flags are set is each layout's
+own (`Layout.by_hand`).
+
+The token webhook that a flag of ours displaces is written down as long as it is there: once somebody has put ours in
+its place, nothing on the machine says any more who knows the cluster's own tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from apiserver import args, files, layouts, process, ways
+from apiserver.args import Args
+from apiserver.model import Hand, Layout, Place, WiringError
+from apiserver.process import Process
+from apiserver.wiring import chain
+
+_TOKENS = "authentication-token-webhook-config-file"
+_ACCESS = "authorization-webhook-config-file"
+_VERSIONS = ("v1", "v1beta1")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What an API server should ask.
+
+    Args:
+        url: ours.
+        ca: the certificate (PEM) by which it is known.
+        client: the certificate (PEM) that an API server shows, so that we pass the cluster's own tokens on.
+
+    """
+
+    url: str
+    ca: bytes
+    client: bytes
+
+
+@dataclass(frozen=True)
+class Server:
+    """An API server of this machine.
+
+    Args:
+        layout: of a known kind; None for any other program called kube-apiserver.
+        runs: whether it does.
+        missing: what keeps it from asking us, one line each; empty if nothing does.
+        behind: whether it is the cluster's own token webhook that asks us about tokens.
+
+    """
+
+    layout: Layout | None
+    runs: bool
+    missing: tuple[str, ...]
+    behind: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a message."""
+        return self.layout.name if self.layout else "an API server of another kind"
+
+
+def look(place: Place, endpoint: Endpoint, authorization: bool) -> tuple[Server, ...]:
+    """See which API servers are here, and what they lack.
+
+    Args:
+        place: where to look.
+        endpoint: ours.
+        authorization: whether we are to be asked about access as well.
+
+    """
+    found = layouts.present(place)
+    if found:
+        return tuple(_look(layout, endpoint, authorization) for layout in found)
+    running = list(process.servers())
+    return tuple(
+        Server(None, True, tuple(_Look(one, one.flags, endpoint, authorization, False, False).missing()))
+        for one in running
+    )
+
+
+def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
+    """Write the chain file for the token webhook that a flag of ours would displace, unless one has already.
+
+    Returns:
+        Whether it is to be followed: not where that webhook asks us, which would lead round in a circle.
+
+    Raises:
+        WiringError: what the webhook needs cannot be read.
+
+    """
+    found = layouts.present(place)
+    if any(layout.asks(endpoint.url) for layout in found):
+        return False
+    if len(found) == 1:
+        running = ways.of(found[0]).running()
+        path = ways.of(found[0]).read().last(_TOKENS)
+        webhook = _Webhook.read(running, path) if running and path else None
+        if running and not (webhook and webhook.server == endpoint.url):
+            chain(found[0])
+    return place.chain_file.exists()
+
+
+def hands(place: Place, make: Callable[[Path, tuple[str, ...]], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:
+    """Give what each API server of this machine needs; where none is known, what any would.
+
+    Args:
+        place: where to look.
+        make: is given where the API server could read a copy of the kubeconfig, and the modes that are set.
+
+    """
+    found = layouts.present(place)
+    if found:
+        return tuple((layout, make(_copy(layout.config_folder), _modes(layout))) for layout in found)
+    running = list(process.servers())
+    set_now = running[0].flags.items(args.MODE) if len(running) == 1 else ()
+    return ((None, make(_copy(place.root / "etc/kubernetes/kubernetes-keystone"), set_now)),)
+
+
+def commands(of: tuple[tuple[Layout | None, Hand], ...]) -> str:
+    """Give the commands by which an operator has the API server ask us."""
+    lines: list[str] = []
+    for layout, hand in of:
+        if layout is None:
+            lines += [
+                "# No API server of a known kind is on this machine. Copy the kubeconfig to where the one that is",
+                "# meant can read it (a container needs a volume for that), such as:",
+                hand.install,
+                "# Then give it these flags, and restart it. If it has a token webhook already, do not: the tokens",
+                "# that only that one knows would be refused.",
+                *(f"#   {line}" for line in hand.lines),
+            ]
+            continue
+        if len(of) > 1:
+            lines.append(f"# if {layout.name} is meant ({layouts.evidence(layout)}):")
+        lines += layout.by_hand(hand)
+    return "\n".join(lines)
+
+
+def _copy(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-manual") / "webhook.kubeconfig"
+
+
+def _modes(layout: Layout) -> tuple[str, ...]:
+    way = ways.of(layout)
+    try:
+        return way.modes(way.read())
+    except (OSError, WiringError):
+        return ()
+
+
+def _look(layout: Layout, endpoint: Endpoint, authorization: bool) -> Server:
+    way = ways.of(layout)
+    behind, displaces = layout.asks(endpoint.url), _displaces(layout.place)
+    try:
+        running = way.running()
+        if running is None:
+            return Server(layout, False, ("it does not run",), behind)
+        missing = tuple(_Look(running, running.flags, endpoint, authorization, behind, displaces).missing())
+        if missing and not any(_Look(running, way.read(), endpoint, authorization, behind, displaces).missing()):
+            missing = ("its flags are set, but it has not been restarted since",)
+    except (OSError, WiringError) as error:
+        return Server(layout, True, (f"its flags cannot be read: {error}",), behind)
+    if not missing and way.unread(running):
+        missing = ("its flags were changed after its start: restart it",)
+    return Server(layout, True, missing, behind)
+
+
+def _displaces(place: Place) -> bool:
+    """Whether a token webhook is known that knows the cluster's own tokens."""
+    return b"\nkubeconfig " in (files.read(place.chain_file) or b"")
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at one API server with these flags."""
+
+    running: Process
+    flags: Args
+    endpoint: Endpoint
+    authorization: bool
+    behind: bool
+    displaces: bool
+
+    def missing(self) -> Iterator[str]:
+        """Say what keeps it from asking us."""
+        if not self.behind:
+            yield from self._webhook(_TOKENS, "authentication-token-webhook-version", self.displaces)
+        if not self.authorization:
+            return
+        if config := self.flags.last("authorization-config"):
+            yield f"--authorization-config={config} is set, which excludes --{_ACCESS}: our webhook belongs in there"
+            return
+        yield from self._webhook(_ACCESS, "authorization-webhook-version", False)
+        modes = self.flags.items(args.MODE)
+        told = f"--{args.MODE}={','.join(modes)}" if modes else f"--{args.MODE}"
+        if "Webhook" not in modes:
+            yield f"{told} has no Webhook" if modes else f"{told} is not set, so everything is allowed"
+        if "AlwaysAllow" in modes:
+            yield f"{told}: AlwaysAllow allows everything before we are asked"
+
+    def _webhook(self, name: str, version: str, needs_client: bool) -> Iterator[str]:
+        path = self.flags.last(name)
+        if not path:
+            yield f"--{name} is not set"
+            return
+        found = _Webhook.read(self.running, path)
+        if found is None:
+            yield f"--{name}={path} cannot be read, or is no kubeconfig"
+            return
+        if found.server != self.endpoint.url:
+            yield f"--{name}={path} leads to {found.server or 'nobody'}, which does not ask us"
+            return
+        if not _among(self.endpoint.ca, found.ca):
+            yield f"{path} does not name the CA by which our endpoint is known (certificate-authority-data)"
+        if found.client and not _among(self.endpoint.client, found.client):
+            yield f"{path} shows a client certificate that is not the present one: copy the kubeconfig once more"
+        elif needs_client and not found.client:
+            yield f"{path} shows no client certificate, without which the cluster's own tokens would be refused"
+        if (told := self.flags.last(version)) not in ("", *_VERSIONS):
+            yield f"--{version}={told} is neither {' nor '.join(_VERSIONS)}"
+        if self.running.older_than(self.running.path(path)):
+            yield f"{path} was changed after the API server's start: restart it"
+
+
+@dataclass(frozen=True)
+class _Webhook:
+    """What a webhook kubeconfig says: whom to ask, how it is known (PEM), what is shown to it (PEM)."""
+
+    server: str
+    ca: bytes
+    client: bytes
+
+    @classmethod
+    def read(cls, running: Process, path: str) -> _Webhook | None:
+        """Read it as the API server does; None where that cannot be done."""
+        try:
+            config: Any = yaml.safe_load(running.path(path).read_bytes())
+            contexts = {one["name"]: one["context"] for one in config.get("contexts") or ()}
+            context = contexts.get(config.get("current-context")) or {}
+            clusters = {one["name"]: one["cluster"] for one in config["clusters"]}
+            users = {one["name"]: one.get("user") or {} for one in config.get("users") or ()}
+            cluster = clusters.get(context.get("cluster")) or next(iter(clusters.values()))
+
+            def content(section: dict[str, Any], key: str) -> bytes:
+                if section.get(f"{key}-data"):
+                    return base64.b64decode(section[f"{key}-data"])
+                beside = str(PurePosixPath(path).parent / str(section[key])) if section.get(key) else ""
+                return running.path(beside).read_bytes() if beside else b""
+
+            return cls(
+                str(cluster.get("server", "")).replace("//localhost:", "//127.0.0.1:"),
+                content(cluster, "certificate-authority"),
+                content(users.get(context.get("user")) or {}, "client-certificate"),
+            )
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
+            return None
+
+
+def _among(certificate: bytes, bundle: bytes) -> bool:
+    """Whether a certificate is one of several, however their lines end."""
+    return b"".join(certificate.split()) in b"".join(bundle.split())

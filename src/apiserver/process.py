@@ -1,0 +1,73 @@
+"""The API servers that run on this machine, as /proc shows them: their flags, their files, when they began."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from apiserver.args import Args, from_words
+
+_PROGRAM = "kube-apiserver"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this machine.
+
+    Args:
+        pid: its number.
+        ticks: when it began, in clock ticks since the machine's boot.
+        flags: that it was given.
+
+    """
+
+    pid: int
+    ticks: int
+    flags: Args
+
+    @classmethod
+    def of(cls, pid: int, flags: Args) -> Process:
+        """Look when it began.
+
+        Raises:
+            OSError: it has ended.
+
+        """
+        return cls(pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]), flags)
+
+    @property
+    def life(self) -> str:
+        """A name that no other process has had."""
+        return f"{self.pid}:{self.ticks}"
+
+    def older_than(self, path: Path) -> bool:
+        """Whether a file was written after the process began; in doubt, which is a second, it was not."""
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+        began = int(boot.split()[1]) + self.ticks / os.sysconf("SC_CLK_TCK")
+        return path.stat().st_mtime > began + 1
+
+    def path(self, name: str) -> Path:
+        """Give the path by which we see the file that the process means by `name`: in its container, its snap."""
+        if "$" in name:  # kubelite puts its environment in
+            words = Path(f"/proc/{self.pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            name = string.Template(name).safe_substitute(
+                {word.partition("=")[0]: word.partition("=")[2] for word in words}
+            )
+        if not PurePosixPath(name).is_absolute():
+            name = str(PurePosixPath(Path(f"/proc/{self.pid}/cwd").readlink(), name))
+        return Path(f"/proc/{self.pid}/root{name}")
+
+
+def servers() -> Iterator[Process]:
+    """Give the processes that are an API server's program, a container's as well as the machine's own."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # ended in between
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            if words and PurePosixPath(words[0]).name == _PROGRAM:
+                yield Process.of(int(folder.name), from_words(words))
