@@ -105,8 +105,8 @@ def of_file(name: str) -> str:
         handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise Blocked(f"token-file: {name} cannot be read on this unit's machine: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise Blocked(f"token-file: {name} is no file")
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
@@ -114,7 +114,9 @@ def of_file(name: str) -> str:
                 f"token-file: {name} is not root's alone (its mode is {stat.S_IMODE(found.st_mode):04o}): others may"
                 " have read the token. Have it revoked, and write a new one with: install -m 600 /dev/stdin FILE"
             )
-        return clean(file.read(LONGEST + 2).decode("ascii", "replace"), "token-file")
+        return clean(os.read(handle, LONGEST + 2).decode("ascii", "replace"), "token-file")
+    finally:
+        os.close(handle)
 
 
 # --- its way
