@@ -489,6 +489,17 @@ def test_the_operators_file_for_the_plug_in_asks_or_takes_what_was_sourced(
     assert (code, "missing, and there is no terminal to ask on: the user (" in errors) == (1, True), errors
     password = {"OS_USERNAME": "alice", "OS_PASSWORD": user.person.cluster.alice.password}
     assert user.name(**environment, **password) == "keystone:alice"
+    # As Horizon's openrc file for a credential sets it.
+    sourced = {
+        "OS_AUTH_TYPE": "v3applicationcredential",
+        "OS_AUTH_URL": "https://elsewhere.invalid",
+        "OS_IDENTITY_API_VERSION": "3",
+        "OS_REGION_NAME": "RegionOne",
+        "OS_INTERFACE": "public",
+        "OS_APPLICATION_CREDENTIAL_ID": user.credential.id,
+        "OS_APPLICATION_CREDENTIAL_SECRET": user.credential.secret,
+    }
+    assert user.name(**environment, **sourced) == "keystone:alice"
 
 
 # -- the openstack client
