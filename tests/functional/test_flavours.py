@@ -502,6 +502,22 @@ def test_the_operators_file_for_the_plug_in_asks_or_takes_what_was_sourced(
     assert user.name(**environment, **sourced) == "keystone:alice"
 
 
+@pytest.mark.parametrize("flavour", ["plugin", "curl"])
+@pytest.mark.parametrize("made", ["plugin", "curl"])
+def test_the_operators_file_and_a_credential_are_all_that_the_plug_in_needs(
+    user: User, handed_out: Callable[..., dict[str, str]], flavour: str, made: str
+) -> None:
+    handed_out(flavour=flavour, projects="demo")
+    login = {
+        "OS_APPLICATION_CREDENTIAL_ID": user.credential.id,
+        "OS_APPLICATION_CREDENTIAL_SECRET": user.credential.secret,
+        "OS_CACERT": "",
+    }
+    code, output, errors = user.person.kubectl("keystone-auth", "kubeconfig", f"--flavour={made}", "--use", **login)
+    assert (code, "the context keystone-demo logs in as alice" in output) == (0, True), errors
+    assert user.name(PATH=f"{user.person.programs}:/usr/bin:/bin") == "keystone:alice"
+
+
 # -- the openstack client
 
 

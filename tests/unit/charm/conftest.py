@@ -75,7 +75,8 @@ if command == "validate-policy":
     sys.exit(1 if errors else 0)
 if command == "identify":
     token = sys.stdin.read()
-    print(json.dumps(dict(verdict="refused", reason=" ".join(["over:", str(len(token)), token]))))
+    seen = str(token in str(sys.argv))
+    print(json.dumps(dict(verdict="refused", reason=" ".join(["over:", str(len(token)), token, seen]))))
 if command == "explain":
     request = json.load(sys.stdin)
     allowed = "member" in request["roles"]

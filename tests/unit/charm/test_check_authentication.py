@@ -42,7 +42,7 @@ def ready(unit):
 def test_a_token_in_a_file_of_roots_is_taken_and_found_nowhere_afterwards(ready, machine, tmp_path):
     said = told(ready, token_file=put(tmp_path / "token"))
 
-    assert said.startswith("stopped at keystone: Keystone, or what counts of its answer, says no: over: 20 ….")
+    assert said.startswith("stopped at keystone: Keystone, or what counts of its answer, says no: over: 20 … False.")
     assert set(ready.context.action_results) == {"keystone"}
     assert TOKEN not in kept(ready, machine)
 
