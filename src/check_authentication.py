@@ -22,6 +22,7 @@ import actions
 import apiserver
 import authenticator
 import flags
+import reach
 import webhook
 from apiserver import verify
 from config import CharmConfig
@@ -306,10 +307,9 @@ class _Way:
         with requests.Session() as session, tempfile.NamedTemporaryFile("w", suffix=".pem") as pem:
             session.trust_env = False
             session.headers["Authorization"] = f"Bearer {self.token}"
-            if self.config.kubernetes_ca:
-                pem.write(self.config.kubernetes_ca)
-                pem.flush()
-                session.verify = pem.name
+            pem.write(self.config.kubernetes_ca)
+            pem.flush()
+            session.verify = reach.authorities(pem.name if self.config.kubernetes_ca else "")
             yield session
 
     def _who(self, session: requests.Session, url: str) -> dict[str, Any]:
@@ -335,12 +335,16 @@ class _Way:
             return "Is it told to ask our endpoint? The action show-webhook-config prints what to set"
         if not self.ours.get("authenticated"):
             return "Nobody knows it: it is over, was revoked, or never was one"
-        if not flags.missing(layout, self.config).authentication:
+        try:
+            asked_by_theirs = not flags.missing(layout, self.config).authentication
+            state = apiserver.state(layout)
+        except (apiserver.WiringError, OSError) as error:
+            return f"Whether it asks our endpoint cannot be told: {error}"
+        if asked_by_theirs:
             return (
                 "It asks us by way of the cluster's own token webhook, which keeps a refusal for some time: try again"
                 " in two minutes, and look at that webhook"
             )
-        state = apiserver.state(layout)
         if state.kind is apiserver.Kind.IN_FORCE:
             return "It asks our endpoint, and keeps a refusal for ten seconds: try again in a while"
         reason = f": {state.reason}" if state.reason else ""
