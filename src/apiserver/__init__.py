@@ -13,6 +13,7 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     remove(...)        byte for byte as it was
     state(...)         what is in force, for the status
     byhand             the same for an API server whose flags somebody else sets: is our endpoint asked? how is it done?
+    address(...)       where others reach the API server, as far as this machine knows
 
 Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
 API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
@@ -20,6 +21,7 @@ one file that they obey (`wanted.py`). Which of the two, and all that follows fr
 """
 
 from apiserver import byhand
+from apiserver.address import Address, address
 from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
@@ -43,6 +45,7 @@ from apiserver.model import (
 from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
+    "Address",
     "Ambiguous",
     "ApplyFailed",
     "Asked",
@@ -60,6 +63,7 @@ __all__ = [
     "State",
     "Unknown",
     "WiringError",
+    "address",
     "apply",
     "asked",
     "byhand",

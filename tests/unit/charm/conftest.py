@@ -73,6 +73,10 @@ if command == "validate-policy":
     print(json.dumps(dict(valid=not errors, rules=len(items or []), errors=errors, warnings=warnings,
                           policy=None if errors else items)))
     sys.exit(1 if errors else 0)
+if command == "identify":
+    token = sys.stdin.read()
+    seen = str(token in str(sys.argv))
+    print(json.dumps(dict(verdict="refused", reason=" ".join(["over:", str(len(token)), token, seen]))))
 if command == "explain":
     request = json.load(sys.stdin)
     allowed = "member" in request["roles"]
@@ -168,6 +172,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     for path in (folder / "bin", folder / "active", root / "etc/systemd/system", charm_folder):
         path.mkdir(parents=True)
     (charm_folder / "templates").symlink_to(PROJECT / "templates")
+    (charm_folder / "src/kubectl_keystone_auth").mkdir(parents=True)
+    (charm_folder / "src/kubectl_keystone_auth/logins").symlink_to(PROJECT / "src/kubectl_keystone_auth/logins")
     ship(charm_folder, "1.2.3")
     for name, text in (("systemctl", SYSTEMCTL), ("journalctl", "#!/bin/sh\necho Boom: no such thing\n")):
         (folder / "bin" / name).write_text(text)
