@@ -117,7 +117,13 @@ def write(places: Places, config: CharmConfig) -> None:
     tls = webhook.ensure_tls(places, config.listen, os.getegid())
     authenticator.write_inputs(places, config, json.dumps(POLICY).encode())
     authenticator.write_settings(
-        places, config, tls, chained=places.etc / "chained", authorization=True, backends=Backends()
+        places,
+        config,
+        tls,
+        chained=places.etc / "chained",
+        certified=True,
+        authorization=True,
+        backends=Backends(),
     )
 
 
