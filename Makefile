@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags templates/apiserver/apiserver-pod .ci/run
+SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags templates/apiserver/apiserver-pod templates/apiserver/apiserver-authorizer .ci/run
 
 .PHONY: help venv check types unit format testbed test demo bench lock
 

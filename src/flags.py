@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import apiserver
-from apiserver import Asked, Desired, Flag, Layout
+from apiserver import Asked, Authorizer, Desired, Flag, Layout
 from config import CharmConfig, Listen
 
 AUTHENTICATION = "authentication.kubeconfig"
 AUTHORIZATION = "authorization.kubeconfig"
+
+# The marks of whom we have an opinion on at all (`Naming.subject` of the authenticator, which looks more closely). They
+# stand in the `extra` of all users that come from here, and in nobody else's: certificates and service accounts have
+# other keys there, and an OIDC issuer may give none of kubernetes.io's.
+_EXTRA = ("alpha.kubernetes.io/identity/project/id", "alpha.kubernetes.io/identity/user/domain/id")
+_NATIVE = "keystone:"
+_RESERVED = ("system:", "kubeadm:")
 
 
 class Missing(NamedTuple):
@@ -37,13 +44,47 @@ def missing(layout: Layout | None, config: CharmConfig) -> Missing:
     return Missing(not told.authentication, config.authorization and not told.authorization)
 
 
-def wanted(folder: Path, kubeconfig: bytes, missing: Missing) -> Desired:
+def conditions(*, names_upstream_way: bool) -> tuple[str, ...]:
+    """Give what an access review must meet to be sent to us, in CEL: that its user has come from here.
+
+    Versions of Kubernetes differ in whether what is empty is there, so each is asked for with `has`.
+    """
+    if names_upstream_way:  # bare names: any but those that Kubernetes keeps for itself
+        names = " && ".join(f"!request.user.startsWith('{prefix}')" for prefix in _RESERVED)
+    else:
+        names = f"request.user.startsWith('{_NATIVE}')"
+    extra = " && ".join(f"'{key}' in request.extra" for key in _EXTRA)
+    return (
+        f"has(request.user) && {names}",
+        "has(request.uid) && request.uid != ''",
+        f"has(request.extra) && {extra}",
+    )
+
+
+def authorizer(listen: Listen, kubeconfig: bytes, *, names_upstream_way: bool) -> Authorizer:
+    """Give what the flags for authorization would say, as an entry of a file of --authorization-config."""
+    nobody = "kubernetes-keystone-nobody"
+    return Authorizer(
+        kubeconfig,
+        conditions(names_upstream_way=names_upstream_way),
+        listen.url,
+        {
+            "user": nobody if names_upstream_way else f"{_NATIVE}{nobody}",
+            "uid": nobody,
+            "extra": {key: [nobody] for key in _EXTRA},
+            "nonResourceAttributes": {"path": f"/{nobody}", "verb": "get"},
+        },
+    )
+
+
+def wanted(folder: Path, kubeconfig: bytes, missing: Missing, authorizer: Authorizer | None = None) -> Desired:
     """Give the flags that we own, and no others, with the files that they name.
 
     Args:
         folder: where the API server can read our files.
         kubeconfig: of the webhook; one endpoint takes both kinds of review.
         missing: which are needed.
+        authorizer: what takes the place of the flags for authorization, which exclude a file for it.
     """
     flags: list[Flag] = []
     files: dict[Path, bytes] = {}
@@ -54,7 +95,7 @@ def wanted(folder: Path, kubeconfig: bytes, missing: Missing) -> Desired:
             Flag("authentication-token-webhook-cache-ttl", "10s"),
         ]
         files[folder / AUTHENTICATION] = kubeconfig
-    if missing.authorization:
+    if missing.authorization and authorizer is None:
         flags += [
             # Given once more, it is added to the modes that are there; ours comes last, so RBAC is asked before us.
             Flag("authorization-mode", "Webhook"),
@@ -64,7 +105,15 @@ def wanted(folder: Path, kubeconfig: bytes, missing: Missing) -> Desired:
             Flag("authorization-webhook-cache-unauthorized-ttl", "5s"),
         ]
         files[folder / AUTHORIZATION] = kubeconfig
-    return Desired(tuple(flags), files)
+    return Desired(tuple(flags), files, authorizer if missing.authorization else None)
+
+
+def desired(layout: Layout, config: CharmConfig, kubeconfig: bytes, missing: Missing) -> Desired:
+    """Give what this API server is to be told: by flags, and in its authorization configuration if that is a file."""
+    entry = None
+    if missing.authorization and apiserver.authorization_config(layout):
+        entry = authorizer(config.listen, kubeconfig, names_upstream_way=config.names_upstream_way)
+    return wanted(layout.config_folder, kubeconfig, missing, entry)
 
 
 def as_text(desired: Desired) -> str:

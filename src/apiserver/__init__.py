@@ -8,6 +8,8 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     wired()            the layout that our files are in, whatever has become of it since: for `remove`
     asked(...)         is our endpoint asked already, because the operator has told the control plane to?
     check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
+    authorization_config(...)    the file, if there is one, that ours is to go into beside others' authorizers
+    way_over(...)      how its owner gives the API server such a file, where another webhook is in the way
     chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
     remove(...)        byte for byte as it was
@@ -16,13 +18,16 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
 Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
 API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
 one file that they obey (`wanted.py`). Which of the two, and all that follows from it, is the layout's way (`ways.py`).
+Either has a third one look after what is in a file of the API server's authorization (`structured.py`).
 """
 
+from apiserver.conversion import Conversion, way_over
 from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
     ApplyFailed,
     Asked,
+    Authorizer,
     Conflict,
     Desired,
     Flag,
@@ -37,13 +42,17 @@ from apiserver.model import (
     Unknown,
     WiringError,
 )
+from apiserver.structured import named as authorization_config
+from apiserver.structured import shown as entry_as_text
 from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
     "Ambiguous",
     "ApplyFailed",
     "Asked",
+    "Authorizer",
     "Conflict",
+    "Conversion",
     "Desired",
     "Flag",
     "Kind",
@@ -58,11 +67,14 @@ __all__ = [
     "WiringError",
     "apply",
     "asked",
+    "authorization_config",
     "chain",
     "check",
     "detect",
+    "entry_as_text",
     "evidence",
     "remove",
     "state",
+    "way_over",
     "wired",
 ]

@@ -125,6 +125,7 @@ def _render(name: str, layout: UnitLayout) -> bytes:
         "chain_file": place.chain_file,
         "reader": place.reader,
         "script": place.script,
+        "authorizer": place.authorizer_script,
     }
     return render(name, values)
 

@@ -7,9 +7,11 @@ all others are run (`pkg/kubelet/config/file.go` in kubernetes/kubernetes), a co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from apiserver import shell
 from apiserver.model import Place
 
 
@@ -43,3 +45,26 @@ class StaticPod:
     def asks(self, url: str) -> bool:  # noqa: ARG002
         """There is no webhook of kubeadm's own."""
         return False
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Have kubeadm (from 1.30 on) do it: it writes the manifest from the settings that the cluster keeps."""
+        folder, settings = self.place.root / "etc/kubernetes/authorization", "kubectl -n kube-system"
+        return (
+            "# On each control-plane machine:",
+            *shell.put(folder / "config.yaml", text),
+            f"# Once: {settings} edit configmap kubeadm-config",
+            f"# Under apiServer, take out of extraArgs: {', '.join(excluded)}",
+            "# and add (where extraArgs is a map, as one of its entries):",
+            "#   extraArgs:",
+            "#   - name: authorization-config",
+            f"#     value: {folder}/config.yaml",
+            "#   extraVolumes: # of the folder: a file that is mounted alone never changes",
+            "#   - name: authorization",
+            f"#     hostPath: {folder}",
+            f"#     mountPath: {folder}",
+            "#     pathType: Directory",
+            "#     readOnly: true",
+            "# Then on each control-plane machine, one after the other:",
+            f"{settings} get configmap kubeadm-config -o jsonpath='{{.data.ClusterConfiguration}}' >kubeadm.yaml",
+            "sudo kubeadm init phase control-plane apiserver --config kubeadm.yaml",
+        )

@@ -286,6 +286,8 @@ class FakeWiring:
     probe: Callable[[], None] | None = None
     run_probe: bool = False
     asked_already: apiserver.Asked = field(default_factory=apiserver.Asked)
+    structured: str = ""
+    over: apiserver.Conversion | None = None
 
     def _step(self, name: str) -> None:
         self.order.append(name)
@@ -304,6 +306,12 @@ class FakeWiring:
     def asked(self, _: FakeLayout, url: str) -> apiserver.Asked:
         assert url.endswith("/webhook")
         return self.asked_already
+
+    def authorization_config(self, _: FakeLayout) -> str:
+        return self.structured
+
+    def way_over(self, _: FakeLayout) -> apiserver.Conversion | None:
+        return self.over
 
     def wired(self, _: apiserver.Place) -> FakeLayout | None:
         return self.layout if self.desired else None
@@ -342,7 +350,19 @@ class FakeWiring:
 @pytest.fixture
 def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
     fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root, unit="kubernetes-keystone/0")), machine)
-    for name in ("detect", "evidence", "asked", "wired", "check", "chain", "apply", "remove", "state"):
+    for name in (
+        "authorization_config",
+        "way_over",
+        "detect",
+        "evidence",
+        "asked",
+        "wired",
+        "check",
+        "chain",
+        "apply",
+        "remove",
+        "state",
+    ):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     return fake
 
