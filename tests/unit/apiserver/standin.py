@@ -5,6 +5,7 @@ while it runs it follows what it likes, counts, and keeps what it had otherwise.
 told to dislike, and names kubeconfigs that are there.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import http.server
@@ -80,10 +81,9 @@ class Authorization:
     @staticmethod
     def now() -> dict:
         while True:
-            try:
+            with contextlib.suppress(ValueError):  # a test is just writing it
                 return json.loads(pathlib.Path(folder, "behaviour.json").read_text())
-            except ValueError:  # a test is just writing it
-                time.sleep(0.01)
+            time.sleep(0.01)
 
     def likes(self, text: str) -> bool:
         named = re.findall(r"kubeConfigFile: *([^ \n]+)", text)
