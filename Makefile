@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags templates/apiserver/apiserver-pod .ci/run
+SHELL_SCRIPTS := testbed/setup $(addprefix templates/apiserver/apiserver-,flags pod authorizer) .ci/run
 LOGINS := $(wildcard src/kubectl_keystone_auth/logins/*.sh)
 
 .PHONY: help venv check types unit format testbed test demo bench lock

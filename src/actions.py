@@ -136,21 +136,42 @@ def layout_at_hand(place: apiserver.Place, config: CharmConfig) -> apiserver.Lay
         return None
 
 
+def _way_over(layout: apiserver.Layout, config: CharmConfig) -> dict[str, str | int]:
+    """Tell how somebody's authorization webhook and ours go together: first theirs, in a file; then ours joins it."""
+    over = apiserver.way_over(layout)
+    if over is None:
+        return {}
+    entry = flags.authorizer(config.listen, b"", names_upstream_way=config.names_upstream_way)
+    return {
+        "commands": "\n".join(over.commands),
+        "authorization-config": over.text,
+        "authorizer": apiserver.entry_as_text(entry),
+    }
+
+
 def show_webhook_config(
     places: Places, place: apiserver.Place, config: CharmConfig, principal: str
 ) -> dict[str, str | int]:
-    """Show kubeconfig and flags; for an API server that is set by hand, the commands and what is missing as well."""
+    """Show kubeconfig and flags; for an API server that is set by hand, the commands and what is missing as well.
+
+    Where another authorization webhook keeps anything from being installed, the way over to both is all that is shown.
+    """
+    by_hand = config.api_server == "manual"
+    layout = None if by_hand else apiserver.detect(config.api_server, place)
+    missing = flags.missing(layout, config)
+    way_over = _way_over(layout, config) if layout is not None and missing.authorization else {}
     if not places.settings.exists():
+        if way_over:
+            return way_over
         raise Blocked("nothing is installed on this unit yet; its status says why")
     tls = webhook.tls(places)
     if not webhook.has_authority(places) or not tls.client.certificate.exists() or not tls.client.key.exists():
         raise Blocked("the certificates are missing or over; the next hook makes them anew, its status says more")
-    by_hand = config.api_server == "manual"
     # By hand it may pass through Juju's configuration, where no private key belongs.
     kubeconfig = webhook.kubeconfig(places, tls, config.listen, with_client=not by_hand)
     shown = webhook.without_key(kubeconfig.decode())
     results: dict[str, str | int] = {"endpoint": config.listen.url, "kubeconfig": shown}
-    if by_hand:
+    if layout is None:
         endpoint = webhook.endpoint(tls, config.listen)
         found = apiserver.byhand.look(place, endpoint, config.authorization)
         hands = apiserver.byhand.hands(place, flags.by_hand(config, principal, places.by_hand, shown))
@@ -159,9 +180,11 @@ def show_webhook_config(
         results["commands"] = apiserver.byhand.commands(hands)
         results["layout"] = ", ".join(names)
         return results | _listed("missing", [f"{server.name}: {one}" for server in found for one in server.missing])
-    layout = apiserver.detect(config.api_server, place)
-    desired = flags.wanted(layout.config_folder, kubeconfig, flags.missing(layout, config))
+    desired = flags.desired(layout, config, kubeconfig, missing)
     results["flags"] = flags.as_text(desired)
     results["layout"] = f"{layout.name}, {apiserver.evidence(layout)}"
+    if desired.authorizer is not None:
+        results["authorizer"] = apiserver.entry_as_text(desired.authorizer)
+    results |= way_over
     results["state"] = apiserver.state(layout).kind.value
     return results

@@ -293,7 +293,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def _wire(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls, missing: flags.Missing) -> None:
         """Have the API server ask us, and make sure that it does."""
         kubeconfig = webhook.kubeconfig(self.places, tls, config.listen, with_client=True)
-        desired = flags.wanted(layout.config_folder, kubeconfig, missing)
+        desired = flags.desired(layout, config, kubeconfig, missing)
 
         def probe() -> None:
             authenticator.wait_until_ready()

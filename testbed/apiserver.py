@@ -101,10 +101,10 @@ class ApiServer:
             *(["--authorization-mode=RBAC"] if own else []),
             *(f"--{flag}" for flag in self._flags),
         ]
-        running = self._stack.enter_context(process(at / "kube-apiserver.log", command))
+        self.process = self._stack.enter_context(process(at / "kube-apiserver.log", command))
         end = time.monotonic() + START_TIMEOUT
         while self._ready() != 200:
-            if running.poll() is not None or time.monotonic() > end:
+            if self.process.poll() is not None or time.monotonic() > end:
                 raise TestbedError(f"the API server does not start:\n{self.log()[-3000:]}")
             time.sleep(0.1)
 

@@ -48,6 +48,12 @@ class StaticPod(Cluster):
         libraries = {"/opt/kubelet/yaml": Path(yaml.__file__).parent}
         super().__init__("kubeadm", name, {"/snap/kubernetes/x1": setup.kubernetes(), **libraries})
         self.version = setup.KUBERNETES_VERSION
+        self.mounts = {
+            "ca-certs": ("/etc/ssl/certs", "/etc/ssl/certs"),
+            "k8s-certs": (PKI, PKI),
+            "token-webhook": ("/srv/webhook/api-server", "/etc/token-webhook"),
+        }
+        """The pod's volumes, by name: the machine's path and the pod's."""
         self.tokens = {
             "admin": _token("operator", "system:masters"),
             "kubelet": _token(f"system:node:{NODE}", "system:nodes"),
@@ -143,12 +149,7 @@ class StaticPod(Cluster):
 
     def manifest(self) -> str:
         """Give the manifest as kubeadm writes it, from what it knows."""
-        mounts = {
-            "ca-certs": ("/etc/ssl/certs", "/etc/ssl/certs"),
-            "k8s-certs": (PKI, PKI),
-            "token-webhook": ("/srv/webhook/api-server", "/etc/token-webhook"),
-        }
-        return kubeadm(self.version, self.machine.address, self.flags, mounts, self.port)
+        return kubeadm(self.version, self.machine.address, self.flags, self.mounts, self.port)
 
     def upgrade(self) -> None:
         """Play kubeadm: write the manifest whole, and bring it over by a rename."""

@@ -8,6 +8,8 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     wired()            the layout that our files are in, whatever has become of it since: for `remove`
     asked(...)         is our endpoint asked already, because the operator has told the control plane to?
     check(...)         would our flags stand in someone's way? Raises `Conflict`, changes nothing
+    authorization_config(...)    the file, if there is one, that ours is to go into beside others' authorizers
+    way_over(...)      how its owner gives the API server such a file, where another webhook is in the way
     chain(...)         write down which token webhook our flag displaces, for the authenticator to ask in its place
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
     remove(...)        byte for byte as it was
@@ -18,15 +20,18 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
 Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
 API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
 one file that they obey (`wanted.py`). Which of the two, and all that follows from it, is the layout's way (`ways.py`).
+Either has a third one look after what is in a file of the API server's authorization (`structured.py`).
 """
 
 from apiserver import byhand
 from apiserver.address import Address, address
+from apiserver.conversion import Conversion, way_over
 from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
     ApplyFailed,
     Asked,
+    Authorizer,
     Conflict,
     Desired,
     Flag,
@@ -42,6 +47,9 @@ from apiserver.model import (
     Unknown,
     WiringError,
 )
+from apiserver.structured import as_text as entry_of
+from apiserver.structured import named as authorization_config
+from apiserver.structured import shown as entry_as_text
 from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
@@ -49,7 +57,9 @@ __all__ = [
     "Ambiguous",
     "ApplyFailed",
     "Asked",
+    "Authorizer",
     "Conflict",
+    "Conversion",
     "Desired",
     "Flag",
     "Hand",
@@ -66,12 +76,16 @@ __all__ = [
     "address",
     "apply",
     "asked",
+    "authorization_config",
     "byhand",
     "chain",
     "check",
     "detect",
+    "entry_as_text",
+    "entry_of",
     "evidence",
     "remove",
     "state",
+    "way_over",
     "wired",
 ]

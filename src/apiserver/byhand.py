@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from apiserver import args, files, layouts, process, ways
+from apiserver import args, files, layouts, process, structured, ways
 from apiserver.args import Args
 from apiserver.model import Hand, Layout, Place, WiringError
 from apiserver.process import Process
@@ -109,20 +109,22 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
     return place.chain_file.exists()
 
 
-def hands(place: Place, make: Callable[[Path, tuple[str, ...]], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:
+def hands(place: Place, make: Callable[[Path, tuple[str, ...], bool], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:
     """Give what each API server of this machine needs; where none is known, what any would.
 
     Args:
         place: where to look.
-        make: is given where the API server could read a copy of the kubeconfig, and the modes that are set.
+        make: is given where the API server could read a copy of the kubeconfig, the modes that are set, and whether
+            its authorization is in a file (`structured.py`).
 
     """
     found = layouts.present(place)
     if found:
-        return tuple((layout, make(_copy(layout.config_folder), _modes(layout))) for layout in found)
+        return tuple((layout, make(_copy(layout.config_folder), *_authorization(layout))) for layout in found)
     running = list(process.servers())
-    set_now = running[0].flags.items(args.MODE) if len(running) == 1 else ()
-    return ((None, make(_copy(place.root / "etc/kubernetes/kubernetes-keystone"), set_now)),)
+    set_now = running[0].flags if len(running) == 1 else Args(())
+    copy = _copy(place.root / "etc/kubernetes/kubernetes-keystone")
+    return ((None, make(copy, set_now.items(args.MODE), bool(set_now.last(structured.FLAG)))),)
 
 
 def commands(of: tuple[tuple[Layout | None, Hand], ...]) -> str:
@@ -137,11 +139,12 @@ def commands(of: tuple[tuple[Layout | None, Hand], ...]) -> str:
                 "# Then give it these flags, and restart it. If it has a token webhook already, do not: the tokens",
                 "# that only that one knows would be refused.",
                 *(f"#   {line}" for line in hand.lines),
+                *_to_the_file(hand),
             ]
             continue
         if len(of) > 1:
             lines.append(f"# if {layout.name} is meant ({layouts.evidence(layout)}):")
-        lines += layout.by_hand(hand)
+        lines += [*layout.by_hand(hand), *_to_the_file(hand)]
     return "\n".join(lines)
 
 
@@ -149,12 +152,23 @@ def _copy(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-manual") / "webhook.kubeconfig"
 
 
-def _modes(layout: Layout) -> tuple[str, ...]:
+def _to_the_file(hand: Hand) -> list[str]:
+    if not hand.entry:
+        return []
+    return [
+        f"# Its authorization is in the file of --{structured.FLAG}, which is read again without a restart.",
+        "# Add this to the end of the list authorizers there:",
+        *(f"#   {line}" for line in hand.entry.splitlines()),
+    ]
+
+
+def _authorization(layout: Layout) -> tuple[tuple[str, ...], bool]:
     way = ways.of(layout)
     try:
-        return way.modes(way.read())
+        flags = way.read()
+        return way.modes(flags), bool(flags.last(structured.FLAG))
     except (OSError, WiringError):
-        return ()
+        return (), False
 
 
 def _look(layout: Layout, endpoint: Endpoint, authorization: bool) -> Server:
@@ -196,8 +210,8 @@ class _Look:
             yield from self._webhook(_TOKENS, "authentication-token-webhook-version", self.displaces)
         if not self.authorization:
             return
-        if config := self.flags.last("authorization-config"):
-            yield f"--authorization-config={config} is set, which excludes --{_ACCESS}: our webhook belongs in there"
+        if config := self.flags.last(structured.FLAG):
+            yield from self._configuration(config)
             return
         yield from self._webhook(_ACCESS, "authorization-webhook-version", False)
         modes = self.flags.items(args.MODE)
@@ -212,6 +226,22 @@ class _Look:
         if not path:
             yield f"--{name} is not set"
             return
+        yield from self._kubeconfig(name, path, needs_client)
+        if (told := self.flags.last(version)) not in ("", *_VERSIONS):
+            yield f"--{version}={told} is neither {' nor '.join(_VERSIONS)}"
+
+    def _configuration(self, config: str) -> Iterator[str]:
+        """Say what keeps us from being asked by the file that the authorization is in."""
+        paths = _webhooks(self.running.path(config))
+        ours = [
+            path for path in paths if (found := _Webhook.read(self.running, path)) and found.server == self.endpoint.url
+        ]
+        if not ours:
+            yield f"--{structured.FLAG}={config} has no webhook that asks us"
+        for path in ours:
+            yield from self._kubeconfig(structured.FLAG, path, False)
+
+    def _kubeconfig(self, name: str, path: str, needs_client: bool) -> Iterator[str]:
         found = _Webhook.read(self.running, path)
         if found is None:
             yield f"--{name}={path} cannot be read, or is no kubeconfig"
@@ -225,8 +255,6 @@ class _Look:
             yield f"{path} shows a client certificate that is not the present one: copy the kubeconfig once more"
         elif needs_client and not found.client:
             yield f"{path} shows no client certificate, without which the cluster's own tokens would be refused"
-        if (told := self.flags.last(version)) not in ("", *_VERSIONS):
-            yield f"--{version}={told} is neither {' nor '.join(_VERSIONS)}"
         if self.running.older_than(self.running.path(path)):
             yield f"{path} was changed after the API server's start: restart it"
 
@@ -263,6 +291,16 @@ class _Webhook:
             )
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
             return None
+
+
+def _webhooks(config: Path) -> list[str]:
+    """Give the kubeconfigs that an authorization configuration names; none where it cannot be read."""
+    try:
+        entries: Any = yaml.safe_load(config.read_bytes())["authorizers"]
+        webhooks = [one["webhook"]["connectionInfo"] for one in entries if one.get("type") == "Webhook"]
+        return [str(one["kubeConfigFile"]) for one in webhooks if one.get("kubeConfigFile")]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _among(certificate: bytes, bundle: bytes) -> bool:

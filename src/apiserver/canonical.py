@@ -10,9 +10,11 @@ there is its writer's alone. The charm takes the folder for being in use where t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from apiserver import shell
 from apiserver.model import MANAGED, Hand, Place
 
 
@@ -73,6 +75,25 @@ class Canonical:
             "# then once:",
             f'juju config {option}="$(juju config {option}) {words}"',
         ]
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Write into the one file, which is the snap's; where it has a folder, a flag can be taken away by it alone."""
+        file = self.args_file.parent / "conf.d/authorization.yaml"
+        if (self.args_folder / MANAGED).is_file():
+            return (
+                "# This snap keeps its flags in a folder, and gives them up only to who bootstraps or joins a node:",
+                "# with these in its configuration, and the file's text under extra-node-config-files.",
+                "extra-node-kube-apiserver-args:",
+                *(f"  --{name}: null" for name in excluded),
+                f"  --authorization-config: {file}",
+            )
+        return (
+            "# On each control-plane machine, one after the other. Where the charm's option kube-apiserver-extra-args",
+            "# names one of these flags, it has to go there first, or the charm would bring it back:",
+            *shell.put(file, text),
+            *shell.exchange_flags(self.args_file, excluded, f"--authorization-config={file}"),
+            "sudo snap restart k8s.kube-apiserver",
+        )
 
     @property
     def _common(self) -> Path:

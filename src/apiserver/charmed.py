@@ -7,6 +7,7 @@ read of ours lies in one of those. It needs no `--classic`, and its charm passes
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,3 +70,12 @@ class Charmed:
                 ')"',
             ]
         return lines
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """Tell why there are none: its charm sets the modes each time (`configure_apiserver` of its library)."""
+        return (
+            "# The kubernetes-control-plane charm always sets --authorization-mode, with which no API server takes a",
+            "# file for authorization. Here the two webhooks have no room beside each other: unset this charm's option",
+            "# policy and bind Keystone's groups by RBAC, or take the other webhook out:",
+            "juju config kubernetes-control-plane authorization-mode=Node,RBAC authorization-webhook-config-file=",
+        )

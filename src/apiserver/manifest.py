@@ -1,11 +1,7 @@
 """The manifest of a static pod that is an API server: read it, and put lines of ours into its text.
 
-All that is others' stays to the byte: nothing is written from what was parsed, which only says where lines go. Each
-line of ours ends in a comment by which it is known again; a line that has to be changed (the authorization modes) is
-kept in a comment above it. So the script that takes ours out again (`templates/apiserver/apiserver-pod`) needs no YAML.
-
-What cannot be edited so is refused. Whether it could is not argued but looked at: the text with our lines has to mean
-what was there and ours.
+How, and what is refused, is `yamltext`'s. A line that has to be changed (the authorization modes) is kept in a comment
+above it. So the script that takes ours out again (`templates/apiserver/apiserver-pod`) needs no YAML.
 """
 
 from __future__ import annotations
@@ -18,11 +14,11 @@ from typing import Any
 
 import yaml
 
+from apiserver import yamltext
 from apiserver.args import MODE, Args, from_words
 from apiserver.model import Conflict, Flag
+from apiserver.yamltext import MARK, Unsafe, entries
 
-MARK = "# kubernetes-keystone"
-"""At the end of each line that we have put in."""
 CHANGED = f"{MARK}: changed"
 """At the end of a line that we have changed."""
 WAS = f"{MARK} was:"
@@ -60,29 +56,13 @@ class Manifest:
 
         """
 
-        def refuse(why: str) -> Conflict:
-            return Conflict(f"{path} cannot be edited safely: {why}; nothing was changed")
+        def refuse(why: object) -> Conflict:
+            return yamltext.conflict(path, why)
 
         try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            raise refuse("it is not UTF-8") from None
-        for character, name in (("\r", "Windows line ends"), ("\ufeff", "a byte order mark")):
-            if character in text:
-                raise refuse(f"it has {name}")
-        if any(character in text for character in "\x85\u2028\u2029"):
-            raise refuse("it has line ends of another kind")
-        try:
-            for event in yaml.parse(text, Loader=yaml.SafeLoader):
-                if getattr(event, "anchor", None) and event.start_mark:
-                    raise refuse(f"line {event.start_mark.line + 1} has an anchor or an alias")
-            pod = yaml.safe_load(text)
-        except yaml.MarkedYAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" in line {mark.line + 1}" if mark else ""
-            raise refuse(f"it is not one YAML document: {error.problem}{line}") from None
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise refuse("it is not YAML") from None
+            text, pod = yamltext.document(content)
+        except Unsafe as error:
+            raise refuse(error) from None
         if not isinstance(pod, dict) or pod.get("kind") != "Pod":
             raise refuse("it is not a Pod")
         spec = pod.get("spec")
@@ -154,6 +134,11 @@ class Manifest:
             best = (len(at.parts), below / path.relative_to(at))
         return best[1] if best and best[1] != Path() else None
 
+    def mounts_alone(self, path: PurePosixPath) -> bool:
+        """Whether the API server sees this file by a volume of the file, not of its folder."""
+        mounts = _dicts(self._container.get("volumeMounts"))
+        return any(PurePosixPath(str(mount.get("mountPath"))) == path for mount in mounts)
+
     def with_flags(self, flags: tuple[Flag, ...], folder: Path) -> str:
         """Give the text with these flags, and with `folder` mounted where the API server can read it.
 
@@ -166,10 +151,10 @@ class Manifest:
         """
         try:
             edited = _Edit(self, flags, folder).text()
-        except _Unsafe as error:
-            raise Conflict(f"{self.path} cannot be edited safely: {error}; nothing was changed") from None
+        except Unsafe as error:
+            raise yamltext.conflict(self.path, error) from None
         if yaml.safe_load(edited) != self._expected(flags, folder):
-            raise Conflict(f"{self.path} cannot be edited safely: our lines would change more; nothing was changed")
+            raise yamltext.conflict(self.path, "our lines would change more")
         return edited
 
     def _expected(self, flags: tuple[Flag, ...], folder: Path) -> dict[str, Any]:
@@ -194,10 +179,6 @@ class Manifest:
         return bool(volumes) and self.on_host(PurePosixPath(folder)) == folder
 
 
-class _Unsafe(Exception):
-    """Why a text cannot be edited."""
-
-
 class _Edit:
     """One edit of one manifest's text: lines to put before others, and lines to change."""
 
@@ -211,22 +192,22 @@ class _Edit:
 
     def text(self) -> str:
         root = yaml.compose(self._manifest.text, Loader=yaml.SafeLoader)
-        spec = _entries(root, "the document")["spec"][1]
-        containers = _entries(spec, "spec")["containers"][1]
+        spec = entries(root, "the document")["spec"][1]
+        containers = entries(spec, "spec")["containers"][1]
         if not isinstance(containers, yaml.SequenceNode) or containers.flow_style:
-            raise _Unsafe("`containers` is not a list with an item a line")
+            raise Unsafe("`containers` is not a list with an item a line")
         container = containers.value[self._manifest.container]
-        entries = _entries(container, "the container")
-        words = [_items(entries[key]) for key in ("command", "args") if key in entries and entries[key][1].value]
+        given = entries(container, "the container")
+        words = [_items(given[key]) for key in ("command", "args") if key in given and given[key][1].value]
         for items in words:
             self._set_mode(items)
         if len(self._changed) > 1:
-            raise _Unsafe(f"--{MODE} is given twice")
+            raise Unsafe(f"--{MODE} is given twice")
         self._append(words[-1])
         if not self._manifest.has_volume(self._folder):
             name = self._manifest.volume
             if any(one.get("name") == name for one in _dicts(self._manifest.pod["spec"].get("volumes"))):
-                raise _Unsafe(f"another volume is called {name}")
+                raise Unsafe(f"another volume is called {name}")
             mount = [f"- mountPath: {self._folder}", f"  name: {name}", "  readOnly: true"]
             self._first_of(container, "volumeMounts", mount)
             volume = ["- hostPath:", f"    path: {self._folder}", "    type: DirectoryOrCreate", f"  name: {name}"]
@@ -251,59 +232,47 @@ class _Edit:
     def _append(self, items: list[yaml.ScalarNode]) -> None:
         line = items[-1].start_mark.line
         if line + 1 >= len(self._lines):
-            raise _Unsafe("its last line does not end")
+            raise Unsafe("its last line does not end")
         dash = self._lines[line].index("-")
         lines = [f"- --{flag.name}={flag.value}" for flag in self._flags if flag.name != MODE]
         self._put(line + 1, dash, lines)
 
     def _first_of(self, node: yaml.Node, key: str, item: list[str]) -> None:
         """Put an item before the first of a list, or make the list where there is none, as the second entry."""
-        entries = _entries(node, f"what `{key}` is in")
-        if key in entries:
-            values = entries[key][1]
+        found = entries(node, f"what `{key}` is in")
+        if key in found:
+            values = found[key][1]
             if not isinstance(values, yaml.SequenceNode) or values.flow_style or not values.value:
-                raise _Unsafe(f"`{key}` is not a list with an item a line")
+                raise Unsafe(f"`{key}` is not a list with an item a line")
             mark = values.value[0].start_mark
             indent = self._lines[mark.line][: mark.column].rstrip(" ")
             if indent.strip(" ") != "-":
-                raise _Unsafe(f"the first item of `{key}` does not begin a line")
+                raise Unsafe(f"the first item of `{key}` does not begin a line")
             self._put(mark.line, len(indent) - 1, item)
             return
         if len(node.value) < 2:
-            raise _Unsafe(f"there is no place for `{key}`")
+            raise Unsafe(f"there is no place for `{key}`")
         mark = node.value[1][0].start_mark
         if self._lines[mark.line][: mark.column].strip(" "):
-            raise _Unsafe(f"there is no place for `{key}`")
+            raise Unsafe(f"there is no place for `{key}`")
         self._put(mark.line, mark.column, [f"{key}:", *item])
 
     def _put(self, line: int, indent: int, lines: list[str]) -> None:
         self._before.setdefault(line, []).extend(f"{' ' * indent}{text} {MARK}" for text in lines)
 
 
-def _entries(node: yaml.Node | None, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """Give key and value of each entry of a mapping in block style."""
-    if not isinstance(node, yaml.MappingNode) or node.flow_style:
-        raise _Unsafe(f"{what} is written in braces")
-    entries: dict[str, tuple[yaml.Node, yaml.Node]] = {
-        key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)
-    }
-    if len(entries) != len(node.value):
-        raise _Unsafe(f"{what} has an entry twice")
-    return entries
-
-
 def _items(entry: tuple[yaml.Node, yaml.Node]) -> list[yaml.ScalarNode]:
     """Give the words of `command` or `args`, each on a line of its own."""
     key, words = entry
     if not isinstance(words, yaml.SequenceNode) or words.flow_style:
-        raise _Unsafe(f"`{key.value}` is not a list with an item a line")
+        raise Unsafe(f"`{key.value}` is not a list with an item a line")
     before = -1
     for item in words.value:
         line = item.start_mark.line
         if not isinstance(item, yaml.ScalarNode) or item.style in ("|", ">") or item.end_mark.line != line:
-            raise _Unsafe(f"the item of `{key.value}` in line {line + 1} is longer than its line")
+            raise Unsafe(f"the item of `{key.value}` in line {line + 1} is longer than its line")
         if line == before or line == key.start_mark.line:
-            raise _Unsafe(f"line {line + 1} has more than an item")
+            raise Unsafe(f"line {line + 1} has more than an item")
         before = line
     return words.value
 

@@ -13,9 +13,11 @@ A restart is the unit's own: containers go on, for they are containerd's. `micro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from apiserver import shell
 from apiserver.model import Hand, Place
 
 
@@ -74,3 +76,13 @@ class MicroK8s:
             "EOF",
             f"sudo systemctl restart {self.service}",
         ]
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Write into its file, as its users do."""
+        name = "args/authorization.yaml"
+        return (
+            "# On each control-plane machine, one after the other:",
+            *shell.put(self.working_folder / name, text),
+            *shell.exchange_flags(self.args_file, excluded, f"--authorization-config=${{SNAP_DATA}}/{name}"),
+            f"sudo systemctl restart {self.service}",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -71,23 +71,50 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Authorizer:
+    """Our authorization webhook as an entry of the file that `--authorization-config` names (`structured.py`).
+
+    Args:
+        kubeconfig: of the webhook, certificates and keys inline.
+        conditions: CEL expressions over an access review, all of which a request must meet to be sent to us at all.
+        url: of the webhook, as the API server names it in an error.
+        sample: the `spec` of an access review that meets the conditions, to see that it comes through.
+        authorized_ttl: how long the API server keeps a yes.
+        unauthorized_ttl: how long it keeps that there was none.
+        timeout: how long it waits for an answer; what fails is no opinion.
+
+    """
+
+    kubeconfig: bytes
+    conditions: tuple[str, ...]
+    url: str
+    sample: Mapping[str, object]
+    authorized_ttl: str = "5s"
+    unauthorized_ttl: str = "5s"
+    timeout: str = "10s"
+
+
+@dataclass(frozen=True)
 class Desired:
     """What the API server shall be told.
 
     Args:
         flags: in order, without the leading dashes. At least one is a `…-webhook-config-file` that names a file in
-            the layout's `config_folder`: by these our lines are recognised again.
+            the layout's `config_folder`: by these our lines are recognised again. None where nothing but the
+            authorizer is missing.
         files: the webhook kubeconfigs in `config_folder`, with certificates and keys inline; written root-only (0600).
             Same content, same bytes: a changed byte means a restart of the API server, which reads them at its start.
+        authorizer: what its authorization configuration shall have of ours, if that is a file.
 
     """
 
     flags: tuple[Flag, ...]
     files: Mapping[Path, bytes]
+    authorizer: Authorizer | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over flags and files; the same wiring has the same digest."""
+        """SHA-256 (hex) over flags and files; the same wiring has the same digest. Not over what needs no restart."""
         hasher = hashlib.sha256()
         for flag in self.flags:
             hasher.update(f"--{flag.name}={flag.value}\0".encode())
@@ -107,6 +134,7 @@ class Hand:
         kubeconfig: the file on this machine that has it, root's alone.
         copy: where the API server can read a copy of that; the operator's own, for our files go with the charm.
         flags: that the API server needs, with whole values; those for kubeconfigs name the copy.
+        entry: what stands in for those for authorization where the API server's is in a file; empty where it is not.
 
     """
 
@@ -116,6 +144,7 @@ class Hand:
     kubeconfig: Path
     copy: Path
     flags: tuple[Flag, ...]
+    entry: str = ""
 
     def value(self, name: str) -> str:
         """Give the value of one of the flags, empty where it is not needed."""
@@ -169,6 +198,11 @@ class Place:
         return self.state_folder / "refused"
 
     @property
+    def refused_authorizer(self) -> Path:
+        """The same for what was to be in the API server's authorization configuration."""
+        return self.state_folder / "refused-authorizer"
+
+    @property
     def chain_file(self) -> Path:
         """Which token webhook our flag displaces; the authenticator reads it."""
         return self.root / "etc/kubernetes-keystone/chained"
@@ -193,6 +227,11 @@ class Place:
         """For how many seconds this machine lets others go first where no Lease is held: another time for each unit."""
         number = self.unit.rpartition("/")[2]
         return int(number) % 8 * 120 if number.isdecimal() else 0
+
+    @property
+    def authorizer_script(self) -> Path:
+        """The script that both of them run to take our entry out of the API server's authorization configuration."""
+        return self.root / "opt/kubernetes-keystone/apiserver-authorizer"
 
     @property
     def unit_folder(self) -> Path:
@@ -234,6 +273,16 @@ class Layout(Protocol):
 
     def by_hand(self, hand: Hand) -> list[str]:
         """Give the commands by which an operator has the API server ask us (`api-server=manual`)."""
+        ...
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Give the commands by which its owner has the API server read this authorization configuration.
+
+        Args:
+            text: of the file.
+            excluded: the flags that have to go.
+
+        """
         ...
 
 
@@ -296,6 +345,8 @@ class Patience:
     """a unit that died with its turn holds the others up for so long: `restart`, `ready`, `token`, and some"""
     settled: float = 5
     """after a restart in our turn, until a balancer in front of the API servers has noticed that this one is back"""
+    reload: float = 90
+    """for the API server to read its authorization configuration again: it looks once a minute, if nothing tells it"""
     between: float = 1
     """from one attempt to the next"""
 

@@ -92,6 +92,23 @@ class Pod:
         """Find it through the pod's volumes."""
         return self._content(self._manifest(), PurePosixPath("/", path))
 
+    def seen(self, path: str) -> PurePosixPath:
+        """Take the pod's name."""
+        return PurePosixPath("/", path)
+
+    def file(self, path: str) -> tuple[PurePosixPath, Path]:
+        """Find it through the pod's volumes, of its folder: where a file is mounted alone, that file stays there."""
+        found, seen = self._manifest(), self.seen(path)
+        if found.mounts_alone(seen):
+            raise Conflict(
+                f"{self.layout.manifest} mounts {seen} alone, so that the API server would not see another file in its "
+                "place: mount its folder; nothing was changed"
+            )
+        host = found.on_host(seen)
+        if host is None:
+            raise Conflict(f"{seen} is in no hostPath volume of {self.layout.manifest}; nothing was changed")
+        return seen, self.layout.place.root / host.relative_to("/")
+
     # --- what keeps it safe
 
     def installed(self) -> bool:
@@ -295,6 +312,7 @@ class Pod:
                 "lock": place.lock,
                 "hook": place.hook,
                 "alone": place.alone,
+                "authorizer": place.authorizer_script,
             },
         )
 

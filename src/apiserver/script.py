@@ -141,6 +141,7 @@ def _render(name: str, layout: UnitLayout) -> bytes:
         "script": place.script,
         "hook": place.hook,
         "alone": place.alone,
+        "authorizer": place.authorizer_script,
     }
     return render(name, values)
 

@@ -8,9 +8,11 @@ all others are run (`pkg/kubelet/config/file.go` in kubernetes/kubernetes), a co
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from apiserver import shell
 from apiserver.args import MODE
 from apiserver.manifest import CHANGED, MARK, VOLUME, WAS, Manifest
 from apiserver.model import Conflict, Flag, Hand, Place
@@ -86,6 +88,29 @@ class StaticPod:
         mode = (Flag(MODE, "Webhook"),) if hand.value(MODE) and "Webhook" not in modes else ()
         others = tuple(flag for flag in hand.flags if flag.name != MODE and found.args.last(flag.name) != flag.value)
         return (*mode, *others)
+
+    def to_structured(self, text: str, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Have kubeadm (from 1.30 on) do it: it writes the manifest from the settings that the cluster keeps."""
+        folder, settings = self.place.root / "etc/kubernetes/authorization", "kubectl -n kube-system"
+        return (
+            "# On each control-plane machine:",
+            *shell.put(folder / "config.yaml", text),
+            f"# Once: {settings} edit configmap kubeadm-config",
+            f"# Under apiServer, take out of extraArgs: {', '.join(excluded)}",
+            "# and add (where extraArgs is a map, as one of its entries):",
+            "#   extraArgs:",
+            "#   - name: authorization-config",
+            f"#     value: {folder}/config.yaml",
+            "#   extraVolumes: # of the folder: a file that is mounted alone never changes",
+            "#   - name: authorization",
+            f"#     hostPath: {folder}",
+            f"#     mountPath: {folder}",
+            "#     pathType: Directory",
+            "#     readOnly: true",
+            "# Then on each control-plane machine, one after the other:",
+            f"{settings} get configmap kubeadm-config -o jsonpath='{{.data.ClusterConfiguration}}' >kubeadm.yaml",
+            "sudo kubeadm init phase control-plane apiserver --config kubeadm.yaml",
+        )
 
 
 def _unmarked(text: str) -> list[str]:

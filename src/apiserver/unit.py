@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from apiserver import args, files, script, systemd, wanted
 from apiserver.args import Args
@@ -56,7 +56,21 @@ class Unit:
 
     def named(self, path: str) -> bytes:
         """Read it from where the unit is started."""
-        return (self.layout.working_folder / path).read_bytes()
+        return self.file(path)[1].read_bytes()
+
+    def file(self, path: str) -> tuple[PurePosixPath, Path]:
+        """Put in what the snaps' wrappers do, and where the unit is started; the machine's names are the server's."""
+        folders = {"SNAP_DATA": self.layout.working_folder, "SNAP_COMMON": self.layout.config_folder.parent}
+        for name, folder in folders.items():
+            for spelled in (f"${name}/", f"${{{name}}}/"):
+                if path.startswith(spelled):
+                    path = str(folder / path.removeprefix(spelled))
+        found = self.layout.working_folder / path
+        return PurePosixPath(found), found
+
+    def seen(self, path: str) -> PurePosixPath:
+        """Take the machine's name."""
+        return self.file(path)[0]
 
     def installed(self) -> bool:
         """Look for script and drop-in."""
@@ -137,6 +151,8 @@ class Unit:
 
     def in_force(self, what: Wanted) -> bool:
         """Look where `with_ours` does."""
+        if not what.lines:
+            return systemd.running_args(self.layout.service) is not None
         if not self.layout.flags_shown:
             return self._given() == ("yes", what.digest)
         running = systemd.running_args(self.layout.service)

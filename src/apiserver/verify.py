@@ -102,7 +102,7 @@ def verify(layout: Layout, ready: float, token: float, between: float) -> None:
 
     """
     wait_until_ready(layout, ready, between)
-    _wait(layout, _token_good, token, between)
+    wait(layout, _token_good, token, between)
 
 
 def wait_until_ready(layout: Layout, seconds: float, between: float) -> None:
@@ -112,7 +112,7 @@ def wait_until_ready(layout: Layout, seconds: float, between: float) -> None:
         Unverified: it did not in time.
 
     """
-    _wait(layout, _ready, seconds, between)
+    wait(layout, _ready, seconds, between)
 
 
 def local_address(flags: Args) -> tuple[str, int]:
@@ -127,7 +127,13 @@ def local_address(flags: Args) -> tuple[str, int]:
     return (f"[{bound}]" if bound.version == 6 else str(bound)), port
 
 
-def _wait(layout: Layout, attempt: Callable[[Layout], None], seconds: float, between: float) -> None:
+def wait(layout: Layout, attempt: Callable[[Layout], None], seconds: float, between: float) -> None:
+    """Try something again and again until it raises nothing.
+
+    Raises:
+        Unverified: it still did after these seconds.
+
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:

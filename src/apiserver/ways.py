@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, cast
 
 from apiserver.args import Args
@@ -59,6 +59,19 @@ class Way(Protocol):
 
     def named(self, path: str) -> bytes:
         """Read a file that one of the flags names."""
+        ...
+
+    def seen(self, path: str) -> PurePosixPath:
+        """Give the whole path, as the API server knows it, of a file that one of the flags names."""
+        ...
+
+    def file(self, path: str) -> tuple[PurePosixPath, Path]:
+        """Give a file that one of the flags names and that is to be changed: as the API server knows it, and here.
+
+        Raises:
+            Conflict: the API server would not see it change, or it is not on this machine.
+
+        """
         ...
 
     # --- what keeps it safe without the charm

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from apiserver import files, wanted, ways
+from apiserver import files, structured, wanted, ways
+from apiserver.conversion import WEBHOOK
 from apiserver.lease import Turn
 from apiserver.model import (
     ApplyFailed,
@@ -60,7 +61,7 @@ def asked(layout: Layout, url: str) -> Asked:
     if not layout.asks(url):
         return Asked()
     way = ways.of(layout)
-    path = way.others().last("authorization-webhook-config-file")
+    path = way.others().last(WEBHOOK)
     try:
         config = yaml.safe_load(way.named(path)) if path else {}
         servers = {item["cluster"]["server"] for item in config.get("clusters", ())}
@@ -82,16 +83,14 @@ def check(layout: Layout, authorization: bool) -> None:
     if not authorization:
         return
     flags = way.others()
-    unset = "unset `policy`, or take the other out first; nothing was changed"
-    if flags.last("authorization-config"):
+    if flags.last(structured.FLAG):  # excludes all flags for authorization, and takes several webhooks
+        structured.check(layout)
+        return
+    if flags.last(WEBHOOK):
         raise Conflict(
-            f"the API server uses --authorization-config={flags.last('authorization-config')}, which excludes the "
-            f"flags that `policy` needs: {unset}"
-        )
-    if flags.last("authorization-webhook-config-file"):
-        raise Conflict(
-            "another authorization webhook is set already, --authorization-webhook-config-file="
-            f"{flags.last('authorization-webhook-config-file')}, and there can be one only: {unset}"
+            f"another authorization webhook is set already, --{WEBHOOK}={flags.last(WEBHOOK)}, and flags can name one "
+            f"only: unset `policy`, or give the API server both in a file with --{structured.FLAG}, as the action "
+            "show-webhook-config tells; nothing was changed"
         )
     modes = way.modes(flags)
     if not modes:
@@ -145,14 +144,23 @@ def apply(
     Raises:
         NotReady: the API server was not in order beforehand; nothing was changed.
         NotOurTurn: another unit restarts its API server; no flag was changed.
+        Conflict: its authorization configuration is not a file that ours can be put into.
         ApplyFailed: it did not work with our flags, now or when the same was tried before; what was in force before
             (other flags of ours that had been verified, or none) is again.
         WiringError: anything else, such as a file that cannot be written.
 
     """
     try:
+        if desired.authorizer is None:
+            structured.remove(layout)
         with Turn(layout, announce, patience) as turn:
-            return _Wiring(layout, announce, patience, turn).apply(desired, probe)
+            wiring = _Wiring(layout, announce, patience, turn)
+            restarted = wiring.apply(desired, probe) if desired.flags else wiring.stand_by(desired)
+        found = wanted.read(layout.place)
+        # Set aside with the authenticator, the flags come back by themselves, and ours in the file has stayed there.
+        if desired.authorizer is not None and found is not None and found.stage is Stage.CONFIRMED:
+            structured.apply(layout, desired.authorizer, probe, patience)
+        return restarted
     except OSError as error:
         raise WiringError(f"cannot set the API server's flags: {error}") from error
 
@@ -174,6 +182,7 @@ def remove(
     """
     place, way = layout.place, ways.of(layout)
     try:
+        structured.remove(layout)  # before its kubeconfig may go, and what would take it out
         with Turn(layout, announce, patience) as turn:
             restarted = way.with_ours()
             if restarted:
@@ -190,6 +199,7 @@ def remove(
                 except Unverified as error:
                     logger.warning("after Keystone's flags were taken out: %s %s", error, complaint)
         way.cut()  # once more: whoever was about to write the file back has done it by now
+        structured.uninstall(layout)
         way.uninstall()
         if layout.config_folder.exists():
             shutil.rmtree(layout.config_folder)
@@ -314,6 +324,24 @@ class _Wiring:
             self._put_back(before)
             raise ApplyFailed(problem, log)
         return True
+
+    def stand_by(self, desired: Desired) -> bool:
+        """Want no flag: what there is of ours lies in the file of the authorization configuration alone.
+
+        The script still counts the starts, and takes ours out there if they keep ending soon.
+        """
+        place = self.layout.place
+        _make_state_folder(place)
+        self.way.install()
+        found = wanted.read(place)
+        if found and found.ran_out and found.digest == desired.digest:
+            raise ApplyFailed(_RAN_OUT)
+        restarted = self.way.with_ours()
+        if restarted or (found and found.lines):
+            self._take_out_in_turn()
+        if found is None or found.digest != desired.digest or found.stage is Stage.ACQUITTED:
+            wanted.write(place, Wanted(Stage.CONFIRMED, wanted.STARTS, desired.digest, (), ()))
+        return restarted
 
     def _problem(self) -> str:
         """Say what is wrong with the API server as it is; empty where nothing is."""

@@ -27,8 +27,8 @@ from testbed.owners import kubeadm
 from testbed.processes import free_port
 from tests.unit.apiserver.support import desired
 
-PATIENCE = Patience(already=20, ready=15, token=5, restart=30, removal=15, between=0.05, settled=0.1)
-LESS = Patience(already=20, ready=6, token=2, restart=20, removal=2, between=0.05, settled=0.1)
+PATIENCE = Patience(already=20, ready=15, token=5, restart=30, removal=15, between=0.05, settled=0.1, reload=30)
+LESS = Patience(already=20, ready=6, token=2, restart=20, removal=2, between=0.05, settled=0.1, reload=30)
 """For a server that is known to come to nothing."""
 
 SYSTEMCTL = """\

@@ -1,9 +1,17 @@
-"""Plays the API server: `/readyz`, SelfSubjectReview, one Lease; TLS, on the port in its flags. Does as a file says."""
+"""Plays the API server: `/readyz`, SelfSubjectReview, one Lease; TLS, on the port in its flags. Does as a file says.
 
+With --authorization-config it reads that file as the real one does: it does not start with what it does not like, and
+while it runs it follows what it likes, counts, and keeps what it had otherwise. What it likes has no text that it is
+told to dislike, and names kubeconfigs that are there.
+"""
+
+import contextlib
 import fcntl
+import hashlib
 import http.server
 import json
 import pathlib
+import re
 import ssl
 import sys
 import threading
@@ -55,6 +63,59 @@ def lease(method: str, path: str, body: dict) -> tuple[int, dict]:
     return (201 if method == "POST" else 200), found or {"status": "Success"}
 
 
+BEGAN = time.time()
+
+
+class Authorization:
+    """What the file of --authorization-config said when it was last liked."""
+
+    def __init__(self, path: str) -> None:
+        self.path = pathlib.Path(path)
+        self.read = self.path.read_text()
+        self.reloads = {"success": 0, "failure": 0}
+        if not self.likes(self.read):
+            print("E0101 the authorization configuration is not to its liking", file=sys.stderr)
+            sys.exit(1)
+        self.liked = self.read
+
+    @staticmethod
+    def now() -> dict:
+        while True:
+            with contextlib.suppress(ValueError):  # a test is just writing it
+                return json.loads(pathlib.Path(folder, "behaviour.json").read_text())
+            time.sleep(0.01)
+
+    def likes(self, text: str) -> bool:
+        named = re.findall(r"kubeConfigFile: *([^ \n]+)", text)
+        return self.now().get("dislikes", "\0") not in text and all(pathlib.Path(one).is_file() for one in named)
+
+    def follow(self) -> None:
+        while True:
+            time.sleep(0.02)
+            if "blind" in self.now():
+                continue
+            text = self.path.read_text()
+            if text == self.read:
+                continue
+            self.read = text
+            if self.likes(text):
+                self.liked = text
+                self.reloads["success"] += 1
+            else:
+                print("E0101 the authorization configuration is not to its liking", file=sys.stderr, flush=True)
+                self.reloads["failure"] += 1
+
+    def metrics(self) -> str:
+        name = "apiserver_authorization_config_controller_"
+        lines = ["# HELP a few of many", 'apiserver_request_total{code="200"} 7', f"process_start_time_seconds {BEGAN}"]
+        for status, count in self.reloads.items():
+            lines.append(f'{name}automatic_reloads_total{{apiserver_id_hash="sha256:ab",status="{status}"}} {count}')
+        if "old" not in self.now():
+            digest = hashlib.sha256(self.liked.encode()).hexdigest()
+            lines.append(f'{name}last_config_info{{apiserver_id_hash="sha256:ab",hash="sha256:{digest}"}} 1')
+        return "\n".join(lines) + "\n"
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Knows one token (or nobody's, in the place of a certificate), and a few paths."""
 
@@ -72,7 +133,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             code, answer = lease(self.command, self.path, json.loads(sent or b"{}"))
         elif code == 200 and self.command == "POST":
             code = 201
+        if self.path.endswith("/subjectaccessreviews"):
+            answer = {"status": {"evaluationError": authorization.now().get("evaluates", "")}} if authorization else {}
         body = json.dumps(answer).encode()
+        if code == 200 and self.path == "/metrics":
+            body = (authorization.metrics() if authorization else "").encode()
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -88,6 +153,10 @@ if is_so("crash"):
     time.sleep(0.1)
     print("panic: bearer gAAAAABsecret: the flags are not to its liking", file=sys.stderr)
     sys.exit(1)
+named = [word.partition("=")[2] for word in flags if word.startswith("--authorization-config=")]
+authorization = Authorization(named[-1].strip('"')) if named else None
+if authorization:
+    threading.Thread(target=authorization.follow, daemon=True).start()
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(pathlib.Path(folder, "server.pem"))
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)

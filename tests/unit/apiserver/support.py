@@ -47,7 +47,9 @@ FIRST_STEP = -random.randrange(STRIDE)
 
 TOKEN = "admin::cluster-token-0123456789abcdef"
 # What is waited for in vain takes all of it; what comes may take its time on a machine that does other things as well.
-QUICK = Patience(already=4, ready=10, token=0.5, restart=60, removal=1, turn=0.5, turns=5, settled=0, between=0.05)
+QUICK = Patience(
+    already=4, ready=10, token=0.5, restart=60, removal=1, turn=0.5, turns=5, settled=0, reload=30, between=0.05
+)
 
 # The flags as the control-plane charm writes them, in its order.
 CHARMED_ARGS = """\

@@ -178,7 +178,7 @@ def test_what_is_missing_about_tokens_is_said(
             ["AlwaysAllow allows everything before we are asked"],
         ),
         ([f"{ACCESS}=other.yaml", "--authorization-mode=Webhook"], ["leads to https://other, which does not ask us"]),
-        (["--authorization-config=/a.yaml"], ["--authorization-config=/a.yaml is set, which excludes"]),
+        (["--authorization-config=/a.yaml"], ["--authorization-config=/a.yaml has no webhook that asks us"]),
         ([f"{ACCESS}=webhook.yaml", "--authorization-mode=RBAC,Webhook"], []),
     ],
 )
@@ -192,6 +192,31 @@ def test_what_is_missing_about_access_is_said_where_there_is_a_policy(
     assert len(told) == len(said), told
     assert all(part in one for part, one in zip(said, told, strict=True))
     assert missing(tmp_path, endpoint) == ()
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([{"type": "Node"}, {"type": "Webhook", "webhook": "webhook.yaml"}], []),
+        ([{"type": "Webhook", "webhook": "other.yaml"}], ["authorization.yaml has no webhook that asks us"]),
+        ([{"type": "Webhook", "webhook": "strange.yaml"}], ["strange.yaml does not name the CA"]),
+        (None, ["authorization.yaml has no webhook that asks us"]),
+    ],
+)
+def test_where_authorization_is_in_a_file_ours_is_looked_for_in_there(
+    tmp_path: Path, endpoint: Endpoint, running: Callable[..., None], entries: list[dict] | None, said: list[str]
+) -> None:
+    (tmp_path / "webhook.yaml").write_text(kubeconfig(endpoint))
+    (tmp_path / "other.yaml").write_text(kubeconfig(endpoint, server="https://other"))
+    (tmp_path / "strange.yaml").write_text(kubeconfig(endpoint, ca=None))
+    for one in entries or ():
+        if "webhook" in one:
+            one["webhook"] = {"connectionInfo": {"type": "KubeConfigFile", "kubeConfigFile": one["webhook"]}}
+    (tmp_path / "authorization.yaml").write_text(yaml.safe_dump({"authorizers": entries}))
+    running(f"{TOKENS}=webhook.yaml", "--authorization-config=authorization.yaml")
+    told = missing(tmp_path, endpoint, authorization=True)
+    assert len(told) == len(said), told
+    assert all(part in one for part, one in zip(said, told, strict=True))
 
 
 def test_a_file_that_is_newer_than_the_process_counts_from_its_next_start(
@@ -331,8 +356,21 @@ def test_values_are_whole_and_keep_the_modes_that_are_set(tree: Tree, endpoint: 
 )
 def test_a_mode_before_which_nobody_is_asked_is_not_kept(modes: tuple[str, ...], whole: str, tmp_path: Path) -> None:
     config = CharmConfig(keystone_url="https://keystone.example", policy="[]")
-    made = flags.by_hand(config, "k8s", tmp_path, "")(tmp_path / "copy", modes)
+    made = flags.by_hand(config, "k8s", tmp_path, "")(tmp_path / "copy", modes, False)
     assert made.value("authorization-mode") == whole
+
+
+def test_where_authorization_is_in_a_file_no_flag_that_it_excludes_is_printed_but_the_entry_for_it(
+    tmp_path: Path, endpoint: Endpoint, running: Callable[..., None]
+) -> None:
+    running("--authorization-config=/etc/kubernetes/authorization.yaml")
+    told = byhand.commands(hand(Place(root=tmp_path), endpoint))
+    assert "authentication-token-webhook-config-file" in told
+    assert "--authorization-mode" not in told
+    entry = told.partition("list authorizers there:\n")[2].replace("#   ", "")
+    ((ours),) = yaml.safe_load(entry)
+    copy = tmp_path / "etc/kubernetes/kubernetes-keystone-manual/webhook.kubeconfig"
+    assert ours["webhook"]["connectionInfo"]["kubeConfigFile"] == str(copy)
 
 
 def test_charmed_kubernetes_is_told_by_its_own_options(charmed: Tree, endpoint: Endpoint) -> None:

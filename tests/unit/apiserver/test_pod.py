@@ -480,7 +480,7 @@ def test_a_pod_that_cannot_reach_us_is_a_conflict(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ({"authorization_config": "/etc/a.yaml"}, "--authorization-config=/etc/a.yaml"),
+        ({"authorization_config": "/etc/a.yaml"}, "/etc/a.yaml is in no hostPath volume"),
         ({"authorization_webhook_config_file": "/etc/a.yaml"}, "another authorization webhook"),
         ({"authorization_mode": "AlwaysAllow"}, "AlwaysAllow"),
     ],

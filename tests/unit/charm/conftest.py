@@ -294,6 +294,8 @@ class FakeWiring:
     asked_already: apiserver.Asked = field(default_factory=apiserver.Asked)
     by_hand: list[apiserver.byhand.Server] = field(default_factory=list)
     displaced: bool = False
+    structured: str = ""
+    over: apiserver.Conversion | None = None
 
     def _step(self, name: str) -> None:
         self.order.append(name)
@@ -325,6 +327,12 @@ class FakeWiring:
         assert place == self.layout.place
         assert endpoint.url.endswith("/webhook")
         return self.displaced
+
+    def authorization_config(self, _: FakeLayout) -> str:
+        return self.structured
+
+    def way_over(self, _: FakeLayout) -> apiserver.Conversion | None:
+        return self.over
 
     def wired(self, _: apiserver.Place) -> FakeLayout | None:
         return self.layout if self.desired else None
@@ -363,7 +371,19 @@ class FakeWiring:
 @pytest.fixture
 def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
     fake = FakeWiring(FakeLayout(apiserver.Place(root=machine.places.root, unit="kubernetes-keystone/0")), machine)
-    for name in ("detect", "evidence", "asked", "wired", "check", "chain", "apply", "remove", "state"):
+    for name in (
+        "authorization_config",
+        "way_over",
+        "detect",
+        "evidence",
+        "asked",
+        "wired",
+        "check",
+        "chain",
+        "apply",
+        "remove",
+        "state",
+    ):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     for name in ("look", "keep_displaced"):
         monkeypatch.setattr(apiserver.byhand, name, getattr(fake, name))

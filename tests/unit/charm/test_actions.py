@@ -8,6 +8,7 @@ from pathlib import Path
 import ops.testing
 import pytest
 
+import apiserver
 from apiserver import byhand
 
 POLICY = "- match: []\n- match: []\n"
@@ -192,6 +193,30 @@ def test_show_webhook_config_for_manual_where_nothing_is_found_prints_what_any_a
     assert f"sudo install -D -m 0600 {machine.places.by_hand} " in results["commands"]
     assert "#   --authorization-mode=Node,RBAC,Webhook" in results["commands"]
     assert "missing" not in results
+
+
+def test_show_webhook_config_tells_how_two_authorization_webhooks_go_together(unit, machine, wiring):
+    wiring.raises["check"] = apiserver.Conflict("another authorization webhook is set already")
+    wiring.over = apiserver.Conversion("authorizers: …\n", ("# on each machine:", "sudo it"))
+    assert unit.configure(policy=POLICY).run().name == "blocked"
+    before = machine.snapshot()
+    results = unit.action("show-webhook-config")
+
+    assert results["commands"] == "# on each machine:\nsudo it"
+    assert results["authorization-config"] == "authorizers: …\n"
+    assert "name: kubernetes-keystone" in results["authorizer"]
+    assert "startsWith('keystone:')" in results["authorizer"]
+    assert machine.snapshot() == before
+
+
+def test_show_webhook_config_shows_what_is_in_the_authorization_configuration(unit, wiring):
+    wiring.structured = "/etc/authorization/config.yaml"
+    unit.configure(policy=POLICY, upstream_compatible=True).run()
+    results = unit.action("show-webhook-config")
+
+    assert "authorization" not in results["flags"]
+    assert "!request.user.startsWith('system:')" in results["authorizer"]
+    assert "commands" not in results
 
 
 def test_actions_leave_the_status_as_it_is(unit):

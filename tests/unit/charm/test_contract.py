@@ -14,13 +14,14 @@ import actions
 import apiserver
 import authenticator
 import config
+import flags
 import webhook
 from apiserver import layouts
 from authenticator import Backend, Backends
 from config import CharmConfig
 from errors import ConfigError
 from files import Places
-from keystone_authenticator import chain, settings
+from keystone_authenticator import chain, identity, settings
 
 PROJECT = Path(__file__).resolve().parents[3]
 GOOD = """\
@@ -149,3 +150,15 @@ def test_every_layout_that_there_is_can_be_chosen():
 
 def test_the_private_port_is_the_one_that_the_contract_names():
     assert (config.PRIVATE_PORT, config.DEFAULT_ENDPOINT) == (8444, "https://127.0.0.1:8443/webhook")
+
+
+def test_the_conditions_of_our_authorizer_ask_for_the_marks_that_the_authenticator_gives_and_looks_at() -> None:
+    assert (flags._NATIVE, *flags._EXTRA) == (identity.PREFIX, identity.PROJECT_ID, identity.USER_DOMAIN_ID)
+    assert flags._RESERVED == identity._RESERVED
+    account = identity.Account("u", "alice", "default", "Default", "p", "demo", "default", ("member",))
+    for upstream in (False, True):
+        found = identity.Naming("default", upstream).identity(account, ())
+        assert found.uid
+        assert set(flags._EXTRA) <= dict(found.extra).keys()
+        assert found.username.startswith(flags._NATIVE) != upstream
+        assert not found.username.startswith(flags._RESERVED)

@@ -83,6 +83,35 @@ def test_the_flags_are_those_that_we_own_and_no_others(unit, wiring):
     assert set(wiring.desired.files) == {folder / "authentication.kubeconfig", folder / "authorization.kubeconfig"}
 
 
+def test_where_authorization_is_a_file_ours_is_an_entry_of_it_and_no_flag(unit, machine, wiring):
+    def authorizer() -> apiserver.Authorizer | None:
+        return wiring.desired.authorizer
+
+    wiring.structured = "/etc/authorization/config.yaml"
+    unit.run()
+    assert authorizer() is None
+
+    assert unit.configure(policy=POLICY).run().message == "ready: charmed, policy 1 rules"
+    assert not any(flag.name.startswith("authorization-") for flag in wiring.desired.flags)
+    assert [path.name for path in wiring.desired.files] == ["authentication.kubeconfig"]
+    entry = authorizer()
+    assert entry is not None
+    assert entry.kubeconfig == next(iter(wiring.desired.files.values()))
+    assert entry.url == f"https://127.0.0.1:{machine.endpoint_port}/webhook"
+    assert entry.conditions[0] == "has(request.user) && request.user.startsWith('keystone:')"
+
+    unit.configure(upstream_compatible=True).run()
+    changed = authorizer()
+    assert changed is not None
+    assert changed.conditions[1:] == entry.conditions[1:]
+    assert "startsWith('system:')" in changed.conditions[0]
+
+    wiring.asked_already = apiserver.Asked(authentication=True)
+    unit.run()
+    assert wiring.desired.flags == ()
+    assert authorizer() is not None
+
+
 def test_the_api_servers_restart_is_announced_in_status_and_log(unit):
     unit.run()
 
