@@ -216,7 +216,14 @@ def write_inputs(places: Places, config: CharmConfig, policy: bytes | None) -> N
 
 
 def write_settings(
-    places: Places, config: CharmConfig, tls: Tls, *, chained: Path | None, authorization: bool, backends: Backends
+    places: Places,
+    config: CharmConfig,
+    tls: Tls,
+    *,
+    chained: Path | None,
+    flags: Path | None,
+    authorization: bool,
+    backends: Backends,
 ) -> None:
     """Write what the authenticator is told; a running one has read it within 2 s.
 
@@ -226,6 +233,7 @@ def write_settings(
         tls: the certificates.
         chained: the chain file that the wiring writes, or None where the API server does not ask us about tokens itself
             (then no client certificate is asked for either).
+        flags: the file that says whether our flags are in force, or None where nobody sets them; for the metrics alone.
         authorization: whether policy.json is to decide on access.
         backends: what stands behind us.
     """
@@ -245,6 +253,7 @@ def write_settings(
         "outage_grace": config.outage_grace,
         "policy": str(places.policy) if authorization else None,
         "chained": None if chained is None else str(chained),
+        "flags": None if flags is None else str(flags),
         "authentication_backend": _backend(backends.authentication),
         "authorization_backend": _backend(backends.authorization),
         "log_level": config.log_level,

@@ -152,6 +152,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             config,
             tls,
             chained=wire.place.chain_file if wire and missing.authentication else None,
+            flags=wire.place.wanted if wire else None,
             authorization=policy is not None,
             backends=self._backends(config, behind),
         )

@@ -174,6 +174,7 @@ def test_the_settings_say_what_the_options_say(unit, machine, keystone_url):
         "outage_grace": 0,
         "policy": None,
         "chained": str(machine.places.etc / "chained"),
+        "flags": str(machine.places.state / "wanted"),
         "authentication_backend": None,
         "authorization_backend": None,
         "log_level": "debug",
