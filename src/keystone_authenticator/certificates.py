@@ -34,7 +34,7 @@ def _not_after(der: bytes) -> float:
     # notAfter} …}}
     _, at, _ = _element(der, 0)
     _, at, _ = _element(der, at)
-    tag, _, after = _element(der, at)
+    tag, start, after = _element(der, at)
     for _ in range(4 if tag == _VERSION else 3):
         at = after
         tag, start, after = _element(der, at)

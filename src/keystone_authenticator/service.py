@@ -683,7 +683,7 @@ class Service:
             [({"state": name}, int(name == state)) for name in flags.STATES],
         )
         # By flags for access reviews alone, no token comes here.
-        expected = int(self.settings.chained is not None and state == "confirmed")
+        expected = int(self.settings.chained is not None and state == flags.CONFIRMED)
         page.value("token_reviews_expected", "gauge", "Whether the API server's flags have it ask here.", expected)
         page.value("ready", "gauge", "Whether /readyz says so.", int(not self.not_ready()))
         page.process(self._started)

@@ -212,8 +212,8 @@ def test_it_shows_whether_the_api_server_has_flags_by_which_it_asks_here(tmp_pat
 
     with serving(tmp_path, authority, chained=str(chain), flags=str(wanted)) as service:
         assert states(service) == ({"none"}, 0)
-        for state, starts, expected in (("trial", 0, 0), ("confirmed", 3, 1), ("bypassed", 3, 0), ("nonsense", 3, 0)):
-            replace(wanted, f"wanted 1\nstate {state}\nstarts {starts}\nlife -\nretry -\ndigest d\nend\n")
+        for state, expected in (("trial", 0), ("confirmed", 1), ("bypassed", 0), ("nonsense", 0)):
+            replace(wanted, f"wanted 1\nstate {state}\nstarts 3\nlife b 1\nretry -\ndigest d\nend\n")
             assert states(service) == ({"none" if state == "nonsense" else state}, expected)
         replace(wanted, "wanted 1\nstate confirmed\nstarts 0\nlife -\nend\n")
         assert states(service) == ({"left_out"}, 0)

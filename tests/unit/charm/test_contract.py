@@ -113,6 +113,7 @@ def test_the_program_reads_the_settings_that_the_charm_writes(places, everything
         (Stage.CONFIRMED, {"starts": 3, "life": "boot 5"}, "confirmed"),
         (Stage.CONFIRMED, {"starts": 0, "life": "boot 5"}, "confirmed"),
         (Stage.CONFIRMED, {"starts": 0}, "left_out"),
+        (Stage.CONFIRMED, {"starts": 2}, "pending"),
         (Stage.BYPASSED, {"starts": 3}, "bypassed"),
         (Stage.ACQUITTED, {"starts": 3}, "acquitted"),
     ],
