@@ -2,7 +2,8 @@
 """The front door: every event ends in one reconcile, the status is worked out once at its end, actions are handed over.
 
 Not here: how anything is done. Options are in config.py, the service in authenticator.py, certificates and kubeconfigs
-in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/.
+in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/,
+what a monitoring agent is told in observability.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import actions
 import apiserver
 import authenticator
 import flags
+import observability
 import reach
 import upstream
 import webhook
@@ -40,7 +42,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._verdict: ops.StatusBase | None = None
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
-        relation = self.on[RELATION]
+        relation, agent = self.on[RELATION], self.on[observability.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -51,6 +53,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             relation.relation_joined,
             relation.relation_changed,
             relation.relation_broken,
+            agent.relation_created,
+            agent.relation_joined,
         ):
             framework.observe(event, self._on_any_event)
         for event in (self.on.stop, self.on.remove):
@@ -69,6 +73,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # In relation-broken the relation is still listed, but no longer active.
         related = any(relation.active for relation in self.model.relations[RELATION])
         self._verdict = self._settle(self._bring_into_force if related else self._take_away)
+        observability.publish(self, running=authenticator.is_installed(self.places))
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)

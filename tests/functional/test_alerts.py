@@ -26,6 +26,7 @@ LABELS = {
 SCRAPED = {**{k: v for k, v in LABELS.items() if k != "juju_charm"}, "juju_unit": "kubernetes-keystone/0"}
 ELSE = {**SCRAPED, "juju_application": "something-else"}
 DAY = 86400
+PROJECT = Path(__file__).parents[2]
 P = "kubernetes_keystone_"
 
 
@@ -168,6 +169,13 @@ def without_texts(rules: dict[str, Any]) -> dict[str, Any]:
 def test_the_rules_are_in_order(tmp_path: Path, rules: dict[str, Any]) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     done = promtool(tmp_path, "check", "rules", "rules.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_are_in_order_for_a_prometheus_without_juju_as_well(tmp_path: Path) -> None:
+    (line,) = [line for line in (PROJECT / "docs/observing.md").read_text().splitlines() if line.startswith("    sed ")]
+    subprocess.run(["sh", "-c", line.replace("> ", f"> {tmp_path}/")], cwd=PROJECT, check=True)
+    done = promtool(tmp_path, "check", "rules", "kubernetes-keystone-rules.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
