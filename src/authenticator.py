@@ -101,6 +101,10 @@ class _ChainPart(_Part, frozen=True):
     state: str = "off"
 
 
+class _KeystonePart(pydantic.BaseModel, frozen=True):
+    outage: str | None = None
+
+
 class Status(pydantic.BaseModel, frozen=True):
     """What the running service says of itself (`/status`), as far as the charm needs it."""
 
@@ -109,6 +113,7 @@ class Status(pydantic.BaseModel, frozen=True):
     settings: _Part
     chained: _ChainPart
     tls: _Part
+    keystone: _KeystonePart
 
 
 class Miss(pydantic.BaseModel, frozen=True):

@@ -171,7 +171,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
-        return ops.ActiveStatus(self._summary(config, layout, policy, missing))
+        return ops.ActiveStatus(self._summary(config, layout, policy, missing, status.keystone.outage))
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -234,7 +234,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
     def _summary(
-        self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None, missing: flags.Missing
+        self,
+        config: CharmConfig,
+        layout: apiserver.Layout | None,
+        policy: Policy | None,
+        missing: flags.Missing,
+        outage: str | None,
     ) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [layout.name] if layout else ["manual, set the flags as show-webhook-config says"]
@@ -251,6 +256,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append(f"k8s-keystone-auth sha256 {record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
+        if outage is not None:
+            # No fault of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
+            logger.warning("no answers about Keystone's tokens: %s", outage)
+            parts.append(f"no answers about Keystone's tokens: {outage}")
         return "ready: " + ", ".join(parts)
 
 

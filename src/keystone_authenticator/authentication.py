@@ -307,7 +307,7 @@ class Breaker:
     def succeeded(self) -> None:
         """A verdict came."""
         if self._open:
-            logger.info("answers come again from where Keystone's tokens are checked")
+            logger.info("answers about Keystone's tokens come again")
         self._failures = 0
         self._open = False
 
@@ -319,7 +319,7 @@ class Breaker:
             self._open = True
             self._opened = time.monotonic()
             self._next_probe = self._opened + PROBE_EVERY
-            logger.warning("no answers from where Keystone's tokens are checked: %s", error)
+            logger.warning("no answers about Keystone's tokens: %s", error)
 
 
 # --------------------------------------------------------------------------------------------------------- Keystone's
@@ -559,6 +559,11 @@ class KeystoneTokens:
         if not self._breaker.is_open:
             return whole
         return max(0.0, self._checked_at + whole - time.monotonic())
+
+    @property
+    def outage(self) -> str | None:
+        """Why calls are held back; None if they are not."""
+        return self._breaker.reason if self._breaker.is_open else None
 
     def gauges(self) -> dict[str, float]:
         """What it holds: tokens known and refused, whether its breaker is open, and what that means for users."""

@@ -726,6 +726,7 @@ class Service:
             "keystone": {
                 "last_answer": {"at": rfc3339(last.at), "status": last.status, "error": last.error} if last else None,
                 "error": self._keystone_part.error,
+                "outage": self.authenticator.keystone.outage,
             },
         }
 

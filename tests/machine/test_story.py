@@ -184,6 +184,7 @@ def test_a_bad_policy_keeps_the_old_one_in_force(story: Story) -> None:
     unit.configure(policy="- users: {projects: [demo]}\n  resource_permissions: [oops]\n")
     assert unit.status.name == "blocked"
     assert unit.status.message.startswith("policy: ")
+    assert unit.status.message in unit.debug_log(), "which tells the same story"
     assert "1" in unit.status.message
     assert story.kubectl("get", "pods")[0] == 0
     refused = unit.run_action("reload-policy")

@@ -155,6 +155,8 @@ def test_an_outage_says_how_long_it_has_lasted_and_for_how_long_known_users_go_o
         during = scrape(service)
         assert during["outage_seconds{}"] > 0
         assert 0 < during["outage_grace_left_seconds{}"] < 2.2
+        outage = service.status["keystone"]["outage"]
+        assert f"WARNING no answers about Keystone's tokens: {outage}" in service.log
         eventually(lambda: scrape(service)["outage_grace_left_seconds{}"] == 0, 10)
         assert "error" in service.review(token_review(token)), "and the last of them is told so, too"
         service.configure(outage_grace=0)
