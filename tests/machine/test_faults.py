@@ -53,6 +53,23 @@ def is_clean(stage: Stage) -> None:
     cluster_tokens_work(stage.cluster)
 
 
+def metric(stage: Stage, sample: str) -> float:
+    """A sample of the authenticator's, by name and labels."""
+    page = stage.machine.run("curl", "-s", "http://127.0.0.1:8444/metrics").stdout
+    (line,) = [line for line in page.splitlines() if line.startswith(f"kubernetes_keystone_{sample} ")]
+    return float(line.rpartition(" ")[2])
+
+
+def asked_at_each_hook(stage: Stage, unit: Unit) -> None:
+    """Where nobody logs in the API server asks all the same: an alert counts on it."""
+    age = 'last_review_age_seconds{kind="TokenReview"}'
+    assert metric(stage, "token_reviews_expected") == 1
+    # It keeps the verdict about the administrator's token for 10 s.
+    stage.machine.wait(lambda: metric(stage, age) > 11, "nobody to ask for a while", 60, every=1)
+    unit.update_status()
+    assert metric(stage, age) < 11
+
+
 def told_everywhere(stage: Stage, unit: Unit, fault: str, journal: str = SERVICE) -> None:
     """The unit's status, `juju debug-log` and a journal tell of a fault in the same words."""
     unit.update_status()
@@ -256,6 +273,7 @@ def test_keystone_away_at_deployment_is_said_and_changes_nothing(stage: Stage, u
 
 def test_known_users_go_on_while_keystone_is_away(stage: Stage, unit: Unit, token: Callable[[], str]) -> None:
     unit.relate()
+    asked_at_each_hook(stage, unit)
     known, unknown = token(), token()
     assert pods(stage, known) == 200
     stage.keystone.stop()
