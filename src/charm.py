@@ -18,7 +18,9 @@ import actions
 import apiserver
 import authenticator
 import flags
+import keystone_charm
 import observability
+import owner
 import reach
 import upstream
 import webhook
@@ -42,7 +44,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._verdict: ops.StatusBase | None = None
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
-        relation, agent = self.on[RELATION], self.on[observability.RELATION]
+        relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
+        agent = self.on[observability.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -53,6 +56,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             relation.relation_joined,
             relation.relation_changed,
             relation.relation_broken,
+            keystone.relation_created,
+            keystone.relation_joined,
+            keystone.relation_changed,
+            keystone.relation_departed,
+            keystone.relation_broken,
             agent.relation_created,
             agent.relation_joined,
         ):
@@ -73,11 +81,13 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # In relation-broken the relation is still listed, but no longer active.
         related = any(relation.active for relation in self.model.relations[RELATION])
         self._verdict = self._settle(self._bring_into_force if related else self._take_away)
-        observability.publish(self, running=authenticator.is_installed(self.places))
+        ours = owner.other(self.places, self.unit.name) is None
+        observability.publish(self, running=ours and authenticator.is_installed(self.places))
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
-        undone = isinstance(self._verdict, ops.BlockedStatus) or apiserver.wired(self.place) is not None
+        wired = owner.other(self.places, self.unit.name) is None and apiserver.wired(self.place) is not None
+        undone = isinstance(self._verdict, ops.BlockedStatus) or wired
         if isinstance(event, ops.RemoveEvent) and undone:
             # The last chance to be heard: after this event the unit, and its status, are gone.
             raise RuntimeError(f"cannot be removed cleanly: {self._verdict.message}")
@@ -87,16 +97,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             event.add_status(self._verdict)
 
     def _on_reload_policy(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.reload_policy(self.places, load(self)))
+        self._act(event, lambda: actions.reload_policy(self.places, self._config()))
 
     def _on_check_access(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config()))
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
         try:
+            owner.check(self.places, self.unit.name)
             event.set_results(action())
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             event.fail(_told(error))
@@ -122,13 +133,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             logger.error("blocked: %s", error)
             return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
 
+    def _config(self) -> CharmConfig:
+        return load(self, keystone_charm.related(self.model, authenticator.in_force(self.places).keystone_url))
+
     def _announce(self, message: str) -> None:
         logger.info(message)
         self.unit.status = ops.MaintenanceStatus(message)
 
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
-        config = load(self)
+        owner.check(self.places, self.unit.name)
+        config = self._config()
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
@@ -147,6 +162,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
+        owner.claim(self.places, self.unit.name)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None)
         behind = None
@@ -226,11 +242,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
-        wired = apiserver.wired(self.place)
-        if wired is not None:
-            apiserver.remove(wired, self._announce)
-        upstream.stop(self.places)
-        authenticator.uninstall(self.places)
+        if owner.other(self.places, self.unit.name) is None:
+            wired = apiserver.wired(self.place)
+            if wired is not None:
+                apiserver.remove(wired, self._announce)
+            upstream.stop(self.places)
+            authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
     def _summary(
@@ -249,6 +266,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("access reviews go to authz-server-url")
         else:
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
+        if config.keystone_overridden:
+            parts.append("keystone-url wins over keystone-credentials")
         if config.names_upstream_way:
             parts.append("upstream-compatible names")
         record = upstream.recorded(self.places) if config.k8s_keystone_auth_url else None

@@ -110,6 +110,16 @@ def test_without_a_control_plane_it_is_told_to_watch_nothing(unit, machine):
     assert not agent(unit).local_unit_data.get("config")
 
 
+def test_a_second_unit_on_the_machine_has_nothing_to_show(unit, machine):
+    relate(unit).run()
+    (machine.places.root / "var/lib/juju/agents/unit-keystone-too-3").mkdir(parents=True)
+    (machine.places.state / "unit").write_text("keystone-too/3\n")
+    unit.run()
+
+    assert "keystone-too/3" in unit.state.unit_status.message
+    assert not agent(unit).local_unit_data.get("config"), "the first one's agent scrapes that port already"
+
+
 def test_an_agent_that_goes_changes_nothing_for_the_authenticator(unit, machine, wiring):
     relate(unit).run()
     before = machine.snapshot()
