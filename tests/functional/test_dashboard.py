@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from tests.unit.authenticator.support import (
     access_review,
     eventually,
     fernet_token,
+    replace,
     serving,
     token_review,
 )
@@ -47,11 +49,16 @@ TARGETS = [
 RULES = [rule for group in observability.alert_rules(LABELS)["groups"] for rule in group["rules"]]
 
 
+POLICY = json.dumps([{"users": {"projects": ["watched"]}, "resource_permissions": {"*/pods": ["get"]}}])
+WANTED = "wanted 1\nstate confirmed\nstarts 3\nlife boot 1\nretry -\nend\n"
+
+
 @dataclass(frozen=True)
 class Prometheus:
-    """One that runs."""
+    """One that runs, and where the files are that the authenticator follows."""
 
     url: str
+    folder: Path
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What it has now."""
@@ -69,9 +76,9 @@ def prometheus(
     webhook = StandIn(authority.server_context())
     webhook.behaviour = says(ADMIN)
     policy, chain, flags = folder / "policy.json", folder / "chained", folder / "wanted"
-    policy.write_text(json.dumps([{"users": {"projects": ["watched"]}, "resource_permissions": {"*/pods": ["get"]}}]))
+    policy.write_text(POLICY)
     chain.write_bytes(chained_to(webhook, authority))
-    flags.write_text("wanted 1\nstate confirmed\nstarts 3\nlife boot 1\nretry -\nend\n")
+    flags.write_text(WANTED)
     settings = {"policy": str(policy), "chained": str(chain), "flags": str(flags), "token_cache_ttl": 1}
     project = keystone.project("watched")
     token = keystone.token(keystone.member("watched", project), project)
@@ -104,7 +111,7 @@ def prometheus(
         with process(folder / "prometheus.log", command):
             load.start()
             try:
-                running = Prometheus(f"http://127.0.0.1:{port}")
+                running = Prometheus(f"http://127.0.0.1:{port}", folder)
                 eventually(lambda: _is_up(running), 60)
                 yield running
             finally:
@@ -200,3 +207,27 @@ def test_nothing_is_alarming_about_an_authenticator_that_is_well(prometheus: Pro
     alarming = {rule["alert"] for rule in RULES if prometheus.query(rule["expr"])}
     # The certificates of the tests last for a day, and somebody guesses all the time.
     assert alarming <= {"KeystoneCertificateEnds", "KeystoneRefusalsAboveUsual"}
+
+
+def test_what_goes_wrong_is_alarming_and_is_no_more_when_it_is_over(prometheus: Prometheus, keystone: Keystone) -> None:
+    expressions = {rule["alert"]: rule["expr"] for rule in RULES}
+    policy, flags = prometheus.folder / "policy.json", prometheus.folder / "wanted"
+    faults = {
+        "KeystonePolicyReloadFailed": (lambda: replace(policy, "[{}]"), lambda: replace(policy, POLICY)),
+        "KeystoneFlagsBypassed": (
+            lambda: replace(flags, WANTED.replace("confirmed", "bypassed")),
+            lambda: replace(flags, WANTED),
+        ),
+        "KeystoneUnreachable": (keystone.stop, keystone.start),
+    }
+    for alert, (begin, end) in faults.items():
+        assert not prometheus.query(expressions[alert])
+        begin()
+        try:
+            (seen,) = eventually(lambda alert=alert: prometheus.query(expressions[alert]), 30)
+        finally:
+            end()
+        assert seen["metric"]["juju_unit"] == SCRAPED["juju_unit"]
+        if alert == "KeystoneUnreachable":
+            assert 0 < float(seen["value"][1]) < 301, "what is left of the grace"
+        eventually(lambda alert=alert: not prometheus.query(expressions[alert]), 30)
