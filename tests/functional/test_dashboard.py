@@ -122,9 +122,11 @@ def prometheus(
 
 def _is_up(prometheus: Prometheus) -> bool:
     try:
-        return bool(prometheus.query("count_over_time(up[1m]) >= 10"))
+        if requests.get(f"{prometheus.url}/-/ready", timeout=10).status_code != 200:
+            return False  # it answers before it can tell anything
     except requests.RequestException:
         return False
+    return bool(prometheus.query("count_over_time(up[1m]) >= 10"))
 
 
 def _everybody(service: Service, token: str, over: threading.Event) -> None:
