@@ -222,6 +222,21 @@ def test_a_second_reconcile_changes_nothing_and_restarts_nothing(story: Story) -
     assert story.stage.unit.status.name == "active"
 
 
+def test_a_monitoring_agent_that_comes_and_goes_changes_nothing_and_finds_what_it_was_told(story: Story) -> None:
+    unit, before, process = story.stage.unit, lives(story), authenticator(story)
+    unit.integrate("cos-agent", "grafana-agent/0")
+    told = json.loads(unit.said("cos-agent")["config"])
+    (job,) = told["metrics_scrape_jobs"]
+    (target,) = job["static_configs"][0]["targets"]
+    page = story.stage.machine.run("curl", "-s", f"http://{target}{job['metrics_path']}").stdout
+    assert "kubernetes_keystone_ready 1" in page
+    assert told["metrics_alert_rules"]["groups"]
+    assert told["dashboards"]
+    unit.separate("cos-agent")
+    assert unit.status == ("active", "ready: charmed, policy 1 rules")
+    assert (lives(story), authenticator(story)) == (before, process)
+
+
 def test_the_control_plane_rewrites_all_its_flags_and_everything_still_works(story: Story) -> None:
     before = lives(story)
     story.stage.cluster.control_plane_reconcile()
