@@ -115,6 +115,7 @@ def settings(files: Files, keystone: Keystone, policy: Path | None, port: int, t
         "outage_grace": 300,
         "policy": str(policy) if policy else None,
         "chained": None,
+        "flags": None,
         "authentication_backend": None,
         "authorization_backend": None,
         "log_level": "info",

@@ -101,6 +101,10 @@ class _ChainPart(_Part, frozen=True):
     state: str = "off"
 
 
+class _KeystonePart(pydantic.BaseModel, frozen=True):
+    outage: str | None = None
+
+
 class Status(pydantic.BaseModel, frozen=True):
     """What the running service says of itself (`/status`), as far as the charm needs it."""
 
@@ -109,6 +113,7 @@ class Status(pydantic.BaseModel, frozen=True):
     settings: _Part
     chained: _ChainPart
     tls: _Part
+    keystone: _KeystonePart
 
 
 class Miss(pydantic.BaseModel, frozen=True):
@@ -240,6 +245,7 @@ def write_settings(
     *,
     chained: Path | None,
     certified: bool,
+    flags: Path | None,
     authorization: bool,
     backends: Backends,
 ) -> None:
@@ -251,6 +257,7 @@ def write_settings(
         tls: the certificates.
         chained: the chain file that the wiring writes, or None where no API server asks us about tokens itself.
         certified: whether nobody but who shows the API server's client certificate is answered.
+        flags: the file that says whether our flags are in force, or None where nobody sets them; for the metrics alone.
         authorization: whether policy.json is to decide on access.
         backends: what stands behind us.
     """
@@ -270,6 +277,7 @@ def write_settings(
         "outage_grace": config.outage_grace,
         "policy": str(places.policy) if authorization else None,
         "chained": None if chained is None else str(chained),
+        "flags": None if flags is None else str(flags),
         "authentication_backend": _backend(backends.authentication),
         "authorization_backend": _backend(backends.authorization),
         "log_level": config.log_level,

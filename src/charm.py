@@ -2,7 +2,8 @@
 """The front door: every event ends in one reconcile, the status is worked out once at its end, actions are handed over.
 
 Not here: how anything is done. Options are in config.py, the service in authenticator.py, certificates and kubeconfigs
-in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/.
+in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/,
+what a monitoring agent is told in observability.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ try:
     import flags
     import keystone_charm
     import kubeconfigs
+    import observability
     import owner
     import reach
     import upstream
@@ -54,6 +56,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
         relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
+        agent = self.on[observability.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -69,6 +72,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             keystone.relation_changed,
             keystone.relation_departed,
             keystone.relation_broken,
+            agent.relation_created,
+            agent.relation_joined,
         ):
             framework.observe(event, self._on_any_event)
         for event in (self.on.stop, self.on.remove):
@@ -89,8 +94,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # In relation-broken the relation is still listed, but no longer active.
         related = any(relation.active for relation in self.model.relations[RELATION])
         self._verdict = self._settle(self._bring_into_force if related else self._take_away)
-        if related and owner.other(self.places, self.unit.name) is None:
+        ours = owner.other(self.places, self.unit.name) is None
+        if related and ours:
             self._verdict = self._settle(lambda verdict=self._verdict: self._look_again(verdict))
+        observability.publish(self, running=ours and authenticator.is_installed(self.places))
 
     def _look_again(self, verdict: ops.StatusBase) -> ops.StatusBase:
         """Where something is waited for, have the next hook soon; what was refused at once leaves nothing behind."""
@@ -237,6 +244,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             tls,
             chained=chained,
             certified=certified,
+            flags=wire.place.wanted if wire else None,
             authorization=policy is not None,
             backends=self._backends(config, behind),
         )
@@ -255,7 +263,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
         if layout is not None and not missing.authentication:
             found.append(_BEHIND)
-        return ops.ActiveStatus(self._summary(config, found, policy))
+        return ops.ActiveStatus(self._summary(config, found, policy, status.keystone.outage))
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -346,7 +354,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
-    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None) -> str:
+    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, outage: str | None) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [*found]
         if config.authorization_service:
@@ -362,6 +370,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append(f"k8s-keystone-auth sha256 {record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
+        if outage is not None:
+            # No fault of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
+            logger.warning("no answers about Keystone's tokens: %s", outage)
+            parts.append(f"no answers about Keystone's tokens: {outage}")
         return "ready: " + ", ".join(parts)
 
 

@@ -8,6 +8,7 @@ hooks; a hook that fails puts the unit into the error state until it is run agai
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -92,6 +93,16 @@ class ActionResult:
     log: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Relation:
+    """A relation of the unit's: with which unit, and what each of the two has said."""
+
+    id: int
+    endpoint: str
+    remote: str
+    data: dict[str, dict[str, str]]
+
+
 class Unit:
     """One unit of a subordinate charm, beside its principal's unit on one machine.
 
@@ -135,7 +146,8 @@ class Unit:
         self._options: dict[str, dict[str, Any]] = {}
         self._config: dict[str, Any] = {}
         self.related = False
-        self._data: dict[str, dict[str, str]] = {}
+        self._relations: dict[str, Relation] = {}
+        self._relation_ids = itertools.count(1)
         self.secrets: dict[str, dict[str, str]] = {}
         """What `juju grant-secret` gave, by ID."""
         self._actions = 0
@@ -151,9 +163,7 @@ class Unit:
     def relate(self) -> None:
         """`juju add-relation`: Juju makes the unit beside the principal's and runs its first hooks."""
         self.related = True
-        own = {"private-address": self.machine.address, "ingress-address": self.machine.address}
-        own["egress-subnets"] = f"{self.machine.address}/32"
-        self._data = {self.principal: dict(own), self.name: dict(own)}
+        self._enter(self.endpoint, self.principal)
         self._install()
         self.hook("install")
         self._relation_hook("created")
@@ -162,6 +172,28 @@ class Unit:
         self.hook("start")
         self._relation_hook("joined")
         self._relation_hook("changed")
+
+    def integrate(self, endpoint: str, remote: str) -> None:
+        """`juju integrate` with another application, whose unit `remote` is on the machine already and says nothing."""
+        self._enter(endpoint, remote)
+        for kind in ("created", "joined", "changed"):
+            self._relation_hook(kind, endpoint)
+
+    def separate(self, endpoint: str) -> None:
+        """`juju remove-relation` of what `integrate` made."""
+        for kind in ("departed", "broken"):
+            self._relation_hook(kind, endpoint)
+        del self._relations[endpoint]
+
+    def said(self, endpoint: str) -> dict[str, str]:
+        """What the unit has said over a relation, as `juju show-unit` of the other side has it."""
+        return dict(self._relations[endpoint].data[self.name])
+
+    def _enter(self, endpoint: str, remote: str) -> None:
+        own = {"private-address": self.machine.address, "ingress-address": self.machine.address}
+        own["egress-subnets"] = f"{self.machine.address}/32"
+        data = {remote: dict(own), self.name: dict(own)}
+        self._relations[endpoint] = Relation(next(self._relation_ids), endpoint, remote, data)
 
     def configure(self, **options: Any) -> None:
         """`juju config`; an underscore in a name here is a hyphen there. No hook runs if nothing changes."""
@@ -322,17 +354,18 @@ class Unit:
             last = "\n".join(f"{line.level} {line.message}" for line in self.log[-8:])
             raise HookFailed(f"hook {hook} of {self.name} ended with {done.returncode}\n{done.stderr[-3000:]}\n{last}")
 
-    def _relation_hook(self, kind: str) -> None:
+    def _relation_hook(self, kind: str, endpoint: str | None = None) -> None:
+        relation = self._relations[endpoint or self.endpoint]
         extra = {
-            "JUJU_RELATION": self.endpoint,
-            "JUJU_RELATION_ID": f"{self.endpoint}:1",
-            "JUJU_REMOTE_APP": self.principal.partition("/")[0],
+            "JUJU_RELATION": relation.endpoint,
+            "JUJU_RELATION_ID": f"{relation.endpoint}:{relation.id}",
+            "JUJU_REMOTE_APP": relation.remote.partition("/")[0],
         }
         if kind in ("joined", "changed", "departed"):
-            extra["JUJU_REMOTE_UNIT"] = self.principal
+            extra["JUJU_REMOTE_UNIT"] = relation.remote
         if kind == "departed":
             extra["JUJU_DEPARTING_UNIT"] = self.name
-        self.hook(f"{self.endpoint}-relation-{kind}", **extra)
+        self.hook(f"{relation.endpoint}-relation-{kind}", **extra)
 
     def _dispatch(
         self, extra: Mapping[str, str], action: dict[str, Any] | None = None
@@ -340,16 +373,17 @@ class Unit:
         """Run the charm's `dispatch` once and take in what it did."""
         what = extra["JUJU_HOOK_NAME"] or extra["JUJU_DISPATCH_PATH"]
         self.hooks.append(what)
-        departed = what.endswith(("-departed", "-broken"))
+        departed = extra.get("JUJU_RELATION") if what.endswith(("-departed", "-broken")) else None
         over = what in ("stop", "remove")
         relations = [
             {
-                "id": 1,
-                "endpoint": self.endpoint,
-                "remote_app": self.principal.partition("/")[0],
-                "remote_units": [] if departed else [self.principal],
-                "data": self._data,
+                "id": relation.id,
+                "endpoint": relation.endpoint,
+                "remote_app": relation.remote.partition("/")[0],
+                "remote_units": [] if departed == relation.endpoint else [relation.remote],
+                "data": relation.data,
             }
+            for relation in self._relations.values()
         ]
         context = {
             "config": self._effective(),
@@ -415,8 +449,9 @@ class Unit:
                 self.workload_version = effect["version"]
             elif effect["kind"] == "relation-set" and good:
                 whose = self.application if effect["app"] else self.name
-                said = {**self._data.get(whose, {}), **effect["values"]}
-                self._data[whose] = {key: value for key, value in said.items() if value}
+                (relation,) = [one for one in self._relations.values() if one.id == effect["relation"]]
+                said = {**relation.data.get(whose, {}), **effect["values"]}
+                relation.data[whose] = {key: value for key, value in said.items() if value}
             elif effect["kind"] == "log":
                 at = datetime.fromtimestamp(effect["at"], timezone.utc)
                 self.log.append(LogLine(at, effect["level"], effect["message"]))

@@ -61,6 +61,8 @@ MEMBERS = (
     "icon.svg",
     "src/charm.py",
     "src/apiserver/__init__.py",
+    "src/prometheus_alert_rules/kubernetes-keystone.yaml",
+    "src/grafana_dashboards/kubernetes-keystone.json",
     "authenticator/keystone-authenticator",
     "authenticator/lib/keystone_authenticator/__main__.py",
 )

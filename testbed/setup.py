@@ -184,6 +184,29 @@ def upstream() -> Path:
     )
 
 
+def prometheus() -> Path:
+    """Give the folder with `prometheus` and `promtool`: the system's package, unpacked and not installed.
+
+    Only tests of the alert rules and the dashboard need it, so that it is fetched at the first call.
+    """
+    release = platform.freedesktop_os_release()
+
+    def make(folder: Path) -> None:
+        hint = "see what apt says"
+        call(["apt-get", "update", "-qq"], hint)
+        call(["apt-get", "download", "-q", "prometheus"], hint, cwd=folder)
+        for package in folder.glob("*.deb"):
+            call(["dpkg-deb", "--extract", package, folder / "package"], hint)
+        for program in ("prometheus", "promtool"):
+            (folder / "package/usr/bin" / program).rename(folder / program)
+        shutil.rmtree(folder / "package")
+        for package in folder.glob("*.deb"):
+            package.unlink()
+
+    name = f"prometheus-{release.get('ID', '')}-{release.get('VERSION_ID', '')}-{platform.machine()}"
+    return cache.artefact(name, "Prometheus", "10 seconds", make)
+
+
 def upstream_plugin() -> Path:
     """Give upstream's exec plug-in for kubectl, `client-keystone-auth`, of the same module; only benchmarks need it."""
     name = "client-keystone-auth"

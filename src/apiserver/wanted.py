@@ -1,6 +1,7 @@
 """`wanted`: the one file that says what the script before each start may put in, and how often still.
 
-Written whole by one rename, root-only, under the lock beside it; the script counts in it. A line each, in this order:
+Written whole by one rename, by root alone, under the lock beside it; the script counts in it, and the authenticator's
+metrics tell its state (no line is more of a secret than the API server's command line). A line each, in this order:
 
     wanted 1                     format
     state trial                  trial, confirmed, bypassed (OnFailure=), or acquitted (crashed without our flags, too)
@@ -37,6 +38,7 @@ from apiserver.model import Desired, Layout, Place, WiringError
 STARTS = 3
 """How many starts in a row may end soon before our flags are left out; the script gives as many back."""
 
+_MODE = 0o644
 _LOCK_SECONDS = 35  # the script holds the lock for 30 s at most
 
 
@@ -126,7 +128,7 @@ def read(place: Place) -> Wanted | None:
 def write(place: Place, wanted: Wanted) -> None:
     """Put `wanted` in force for the next start."""
     with locked(place):
-        files.write(place.wanted, wanted.text.encode(), 0o600)
+        files.write(place.wanted, wanted.text.encode(), _MODE)
 
 
 def confirm(place: Place, digest: str) -> bool:
@@ -137,7 +139,7 @@ def confirm(place: Place, digest: str) -> bool:
             return False
         if wanted.life == "-":
             return False
-        files.write(place.wanted, replace(wanted, stage=Stage.CONFIRMED, starts=STARTS).text.encode(), 0o600)
+        files.write(place.wanted, replace(wanted, stage=Stage.CONFIRMED, starts=STARTS).text.encode(), _MODE)
     return True
 
 

@@ -281,12 +281,18 @@ class Breaker:
         self._failures = 0
         self._open = False
         self._next_probe = 0.0
+        self._opened = 0.0
         self.reason = ""
 
     @property
     def is_open(self) -> bool:
         """Whether calls are held back."""
         return self._open
+
+    @property
+    def open_for(self) -> float:
+        """For how many seconds calls have been held back."""
+        return time.monotonic() - self._opened if self._open else 0.0
 
     def admits(self) -> bool:
         """Whether a call may be made now."""
@@ -301,7 +307,7 @@ class Breaker:
     def succeeded(self) -> None:
         """A verdict came."""
         if self._open:
-            logger.info("answers come again from where Keystone's tokens are checked")
+            logger.info("answers about Keystone's tokens come again")
         self._failures = 0
         self._open = False
 
@@ -311,8 +317,9 @@ class Breaker:
         self.reason = str(error)
         if not self._open and (error.unreachable or self._failures >= _FAILURES_TO_OPEN):
             self._open = True
-            self._next_probe = time.monotonic() + PROBE_EVERY
-            logger.warning("no answers from where Keystone's tokens are checked: %s", error)
+            self._opened = time.monotonic()
+            self._next_probe = self._opened + PROBE_EVERY
+            logger.warning("no answers about Keystone's tokens: %s", error)
 
 
 # --------------------------------------------------------------------------------------------------------- Keystone's
@@ -422,6 +429,8 @@ class KeystoneTokens:
         self._grace = grace
         self._metrics = metrics or Metrics()
         self._known = KnownTokens()
+        # The last time that somebody was found to be good: nobody is in grace for longer than from then on.
+        self._checked_at = float("-inf")
         self._refused: Cache[float] = Cache(MOST_REFUSALS)
         self._flights: dict[bytes, asyncio.Task[Known | Refused | CannotTell]] = {}
         self._breaker = Breaker()
@@ -532,6 +541,7 @@ class KeystoneTokens:
         self._breaker.succeeded()
         self._refused.drop(digest)
         self._known.put(digest, known)
+        self._checked_at = max(self._checked_at, known.checked_at)
         return known
 
     def sweep(self) -> None:
@@ -541,13 +551,29 @@ class KeystoneTokens:
         self._known.sweep(lambda known: known.checked_at < oldest)
         self._refused.sweep(lambda until: until < now)
 
-    def gauges(self) -> dict[str, int]:
-        """What it holds: tokens known and refused, and whether its breaker is open."""
+    def _grace_left(self) -> float:
+        """For how long the last of those who were known before goes on while there are no answers; 0 without grace."""
+        if not self._grace:
+            return 0.0
+        whole = self._ttl + self._grace
+        if not self._breaker.is_open:
+            return whole
+        return max(0.0, self._checked_at + whole - time.monotonic())
+
+    @property
+    def outage(self) -> str | None:
+        """Why calls are held back; None if they are not."""
+        return self._breaker.reason if self._breaker.is_open else None
+
+    def gauges(self) -> dict[str, float]:
+        """What it holds: tokens known and refused, whether its breaker is open, and what that means for users."""
         return {
             "known": len(self._known),
             "refused": len(self._refused),
             "bytes": self._known.weight + self._refused.weight,
             "breaker_open": int(self._breaker.is_open),
+            "outage": self._breaker.open_for,
+            "grace_left": self._grace_left(),
         }
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ class Metrics:
         self.tokens = {"v1": [0, 0, 0], "v1beta1": [0, 0, 0]}
         self.access = {"v1": [0, 0, 0], "v1beta1": [0, 0, 0]}
         self.not_reviews = 0
+        # When the last one was answered, of the clock that measures durations; at first: when counting began.
+        self.last_token = self.last_access = time.perf_counter()
         self.token_seconds = Histogram()
         self.access_seconds = Histogram()
         self.keystone_hits = self.keystone_misses = 0
@@ -122,6 +125,16 @@ class Text:
             [
                 ({"kind": "TokenReview"}, metrics.token_seconds),
                 ({"kind": "SubjectAccessReview"}, metrics.access_seconds),
+            ],
+        )
+        now = time.perf_counter()
+        self.family(
+            "last_review_age_seconds",
+            "gauge",
+            "Time since the last review was answered (the watchdog's do not count), or since the start.",
+            [
+                ({"kind": "TokenReview"}, now - metrics.last_token),
+                ({"kind": "SubjectAccessReview"}, now - metrics.last_access),
             ],
         )
         for what, keystone, cluster in (

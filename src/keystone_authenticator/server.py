@@ -128,6 +128,8 @@ class Connections:
         self.open: set[Connection] = set()
         # How many replies other than a 200 there were, by status.
         self.errors: dict[int, int] = {}
+        # When the client certificate that was shown last ends, as `ssl` writes it.
+        self.client_ends: str | None = None
         # Heads that were parsed before, and what they say; those of strangers, who may send any, on their own.
         self.heads: dict[bool, dict[bytes, KnownHead]] = {True: {}, False: {}}
 
@@ -208,7 +210,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin."""
         self._transport = transport
-        self.certified = bool(transport.get_extra_info("peercert"))
+        certificate = transport.get_extra_info("peercert")
+        self.certified = bool(certificate)
+        if certificate:
+            self._all.client_ends = certificate["notAfter"]
         self._heads = self._all.heads[self.certified]
         self._parser = httptools.HttpRequestParser(self)
         self._all.open.add(self)

@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from keystone_authenticator import __version__, chain, document, metrics, reviews, settings, watchdog
+from keystone_authenticator import (
+    __version__,
+    certificates,
+    chain,
+    document,
+    flags,
+    metrics,
+    reviews,
+    settings,
+    watchdog,
+)
 from keystone_authenticator.access import Authorizer
 from keystone_authenticator.authentication import (
     Authenticator,
@@ -103,8 +113,8 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, str]:
-    """The webhook endpoint's TLS context, and the SHA-256 of the certificate file.
+def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, bytes]:
+    """The webhook endpoint's TLS context, and the certificate file that it was made from.
 
     Raises:
         TlsMaterialError, OSError: a file cannot be read or used.
@@ -124,7 +134,7 @@ def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, str]:
         except (ssl.SSLError, ValueError) as error:
             raise TlsMaterialError(f"{tls.client_ca}: not usable PEM: {error}") from None
         context.verify_mode = ssl.CERT_OPTIONAL
-    return context, hashlib.sha256(certificate).hexdigest()
+    return context, certificate
 
 
 def remote_context(remote: Remote) -> ssl.SSLContext | None:
@@ -197,15 +207,18 @@ class WebhookHandler:
         return answer
 
     def _count(self, review: TokenReview | AccessReview, answer: bytes, began: float) -> None:
-        counted, seconds, version = self._service.metrics, time.perf_counter() - began, review.version
+        now = time.perf_counter()
+        counted, seconds, version = self._service.metrics, now - began, review.version
         if isinstance(review, AccessReview):
             result = reviews.access_result(version, answer)
             counted.access[version][result] += 1
             counted.access_seconds.observe(seconds)
+            counted.last_access = now
         else:
             result = reviews.token_result(version, answer)
             counted.tokens[version][result] += 1
             counted.token_seconds.observe(seconds)
+            counted.last_token = now
         # The access log: there is one at this level only.
         if logger.isEnabledFor(logging.DEBUG):
             kind = "SubjectAccessReview" if isinstance(review, AccessReview) else "TokenReview"
@@ -291,6 +304,7 @@ class Service:
         self._address_error: str | None = None
         self._tls_context: ssl.SSLContext | None = None
         self._tls_listening: ssl.SSLContext | None = None
+        self._certificate_ends: float | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.metrics = metrics
         self.authenticator = Authenticator(_no_keystone("not set up yet"), ClusterTokens(None), self.metrics)
@@ -420,11 +434,12 @@ class Service:
         if not self._tls_part.changed((tls, stamp(tls.certificate), stamp(tls.key), stamp(tls.client_ca))):
             return
         try:
-            self._tls_context, digest = server_context(tls)
+            self._tls_context, certificate = server_context(tls)
         except (TlsMaterialError, OSError) as error:
             self._tls_part.failed("the endpoint's certificate stays as it was", error)
             return
-        self._tls_part.succeeded(digest)
+        self._certificate_ends = certificates.ends(certificate)
+        self._tls_part.succeeded(hashlib.sha256(certificate).hexdigest())
 
     async def _look_at_policy(self) -> None:
         path, naming = self.settings.policy, self._naming
@@ -474,7 +489,9 @@ class Service:
             calls = self.metrics.calls["authentication_backend"]
             client = Client("the authentication backend", context, BACKEND_DEADLINE, calls=calls)
             validator = BackendValidator(Backend(remote.url, client))
-        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, now.outage_grace, self.metrics))
+        # What a backend says has no expiry, so that nobody could be let in past it.
+        grace = now.outage_grace if backend is None else 0
+        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, grace, self.metrics))
         self._keystone_part.succeeded(None)
 
     def _replace_keystone(self, tokens: KeystoneTokens) -> None:
@@ -623,6 +640,15 @@ class Service:
         page.value(
             "breaker_open", "gauge", "Whether calls about Keystone's tokens are held back.", tokens["breaker_open"]
         )
+        page.value(
+            "outage_seconds", "gauge", "For how long calls have been held back; 0 if they are not.", tokens["outage"]
+        )
+        page.value(
+            "outage_grace_left_seconds",
+            "gauge",
+            "For how long the last user who was known before is let in without an answer; all of it without an outage.",
+            tokens["grace_left"],
+        )
         page.family("build_info", "gauge", "The version that runs.", [({"version": __version__}, 1)])
         loaded = policy.hash is not None and policy.loaded is not None
         hashes: list[tuple[metrics.Labels, float]] = [({"sha256": str(policy.hash)}, 1)] if loaded else []
@@ -643,9 +669,34 @@ class Service:
             page.value("connections", "gauge", "Open connections to the endpoint.", len(connections.open))
             errors = [({"status": str(status)}, count) for status, count in sorted(connections.errors.items())]
             page.family("http_errors_total", "counter", "Requests to the endpoint answered with an error.", errors)
+        page.family(
+            "certificate_end_timestamp_seconds",
+            "gauge",
+            "When it ends: the endpoint's own, the CA of its clients, the one that the API server showed last.",
+            self._ends(),
+        )
+        state = flags.state(self.settings.flags)
+        page.family(
+            "api_server_flags",
+            "gauge",
+            "How it is with the API server's flags: 1 for the state that they are in.",
+            [({"state": name}, int(name == state)) for name in flags.STATES],
+        )
+        # By flags for access reviews alone, no token comes here.
+        expected = int(self.settings.chained is not None and state == flags.CONFIRMED)
+        page.value("token_reviews_expected", "gauge", "Whether the API server's flags have it ask here.", expected)
         page.value("ready", "gauge", "Whether /readyz says so.", int(not self.not_ready()))
         page.process(self._started)
         return page.render()
+
+    def _ends(self) -> list[tuple[metrics.Labels, float]]:
+        client = self._webhook.connections.client_ends if self._webhook is not None else None
+        found = {
+            "endpoint": self._certificate_ends,
+            "client_ca": certificates.last_authority_ends(self._tls_context) if self._tls_context else None,
+            "api_server": ssl.cert_time_to_seconds(client) if client else None,
+        }
+        return [({"certificate": name}, end) for name, end in found.items() if end is not None]
 
     def status(self) -> dict[str, Any]:
         """All that the private listener tells."""
@@ -675,6 +726,7 @@ class Service:
             "keystone": {
                 "last_answer": {"at": rfc3339(last.at), "status": last.status, "error": last.error} if last else None,
                 "error": self._keystone_part.error,
+                "outage": self.authenticator.keystone.outage,
             },
         }
 

@@ -61,6 +61,7 @@ class Settings:
     outage_grace: float
     policy: Path | None
     chained: Path | None
+    flags: Path | None
     authentication_backend: Remote | None
     authorization_backend: Remote | None
     log_level: str
@@ -193,6 +194,7 @@ def parse(content: bytes) -> Settings:
         outage_grace=top.seconds("outage_grace"),
         policy=top.path_or_none("policy"),
         chained=top.path_or_none("chained"),
+        flags=top.path_or_none("flags"),
         authentication_backend=top.remote_or_none("authentication_backend"),
         authorization_backend=top.remote_or_none("authorization_backend"),
         log_level=top.text("log_level"),

@@ -21,6 +21,7 @@ import pytest
 from testbed import setup
 from testbed.certificates import Authority
 from testbed.stage import Stage
+from tests.machine import sandbox
 
 POLICY = json.dumps(
     [{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": {"default/pods": ["list"]}}]
@@ -118,6 +119,14 @@ def test_the_downloaded_program_may_read_nothing_of_ours(stage: Stage) -> None:
         as_it = ["setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups", "cat", path]
         assert stage.machine.exists(path)
         assert stage.machine.run(*as_it, check=False).returncode != 0, path
+
+
+def test_the_downloaded_program_is_in_a_sandbox_as_ours(stage: Stage) -> None:
+    unit = "kubernetes-keystone-upstream.service"
+    assert sandbox.exposure(stage.machine, unit) < 2.0
+    hidden = ["/etc/kubernetes-keystone/settings.json", "/etc/kubernetes-keystone/tls/server.key", "/root/.kube/config"]
+    outcomes = sandbox.intrude(stage.machine, unit, hidden=hidden)
+    assert {attempt for attempt, outcome in outcomes.items() if outcome == "done"} == {"write to /tmp"}
 
 
 def test_another_file_than_the_first_is_refused_and_the_last_good_one_goes_on(

@@ -19,7 +19,9 @@ from testbed.charmed import API_SERVER
 from testbed.keystone import Project, User
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
+from tests.machine import sandbox
 
+SERVICE = "kubernetes-keystone.service"
 PODS = {"default/pods": ["get", "list", "watch"]}
 READERS = json.dumps([{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": PODS}])
 WRITERS = json.dumps(
@@ -80,7 +82,7 @@ def lives(story: Story) -> int:
 
 def authenticator(story: Story) -> str:
     """Which life of the authenticator this is."""
-    return story.stage.machine.show("kubernetes-keystone.service", "InvocationID")["InvocationID"]
+    return story.stage.machine.show(SERVICE, "InvocationID")["InvocationID"]
 
 
 def eventually(story: Story, *arguments: str, code: int = 0) -> str:
@@ -182,6 +184,7 @@ def test_a_bad_policy_keeps_the_old_one_in_force(story: Story) -> None:
     unit.configure(policy="- users: {projects: [demo]}\n  resource_permissions: [oops]\n")
     assert unit.status.name == "blocked"
     assert unit.status.message.startswith("policy: ")
+    assert unit.status.message in unit.debug_log(), "which tells the same story"
     assert "1" in unit.status.message
     assert story.kubectl("get", "pods")[0] == 0
     refused = unit.run_action("reload-policy")
@@ -267,6 +270,21 @@ def test_a_second_reconcile_changes_nothing_and_restarts_nothing(story: Story) -
     assert story.stage.unit.status.name == "active"
 
 
+def test_a_monitoring_agent_that_comes_and_goes_changes_nothing_and_finds_what_it_was_told(story: Story) -> None:
+    unit, before, process = story.stage.unit, lives(story), authenticator(story)
+    unit.integrate("cos-agent", "grafana-agent/0")
+    told = json.loads(unit.said("cos-agent")["config"])
+    (job,) = told["metrics_scrape_jobs"]
+    (target,) = job["static_configs"][0]["targets"]
+    page = story.stage.machine.run("curl", "-s", f"http://{target}{job['metrics_path']}").stdout
+    assert "kubernetes_keystone_ready 1" in page
+    assert told["metrics_alert_rules"]["groups"]
+    assert told["dashboards"]
+    unit.separate("cos-agent")
+    assert unit.status == ("active", "ready: charmed, policy 1 rules")
+    assert (lives(story), authenticator(story)) == (before, process)
+
+
 def test_the_control_plane_rewrites_all_its_flags_and_everything_still_works(story: Story) -> None:
     before = lives(story)
     story.stage.cluster.control_plane_reconcile()
@@ -295,7 +313,7 @@ def test_the_authenticator_can_be_killed_and_nobody_notices_or_takes_its_place(s
     machine, before = story.stage.machine, authenticator(story)
     machine.run("systemd-run", "--unit=squatter", "--uid=nobody", "python3", "-c", SQUATTER)
     for _ in range(3):
-        machine.run("systemctl", "kill", "--signal=KILL", "kubernetes-keystone.service")
+        machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
         time.sleep(2)  # a moment of traffic without it; nothing is waited for
     machine.wait(lambda: authenticator(story) not in ("", before), "the authenticator")
     eventually(story, "get", "pods")
@@ -310,6 +328,38 @@ def test_the_clusters_own_tokens_never_reach_keystone(story: Story) -> None:
     assert seen - {None}, "the record of Keystone's requests is empty, so this test could not fail"
     assert not ours & seen
     assert {digest for digest, _ in cluster.webhook_reviews()} >= {keystone.digest(cluster.tokens["admin"].token)}
+
+
+# Somebody's in the machine's /tmp; the administrator's; the API server's and its webhooks'; the charm's.
+HIDDEN = (
+    "/tmp/of-somebody",
+    "/etc/shadow",
+    "/root/.kube/config",
+    "/root/cdk/server.key",
+    "/root/cdk/serviceaccount.key",
+    "/var/snap/kube-apiserver/common/kubernetes-keystone/authentication.kubeconfig",
+    "/etc/kubernetes-keystone/tls/ca.key",
+    "/etc/kubernetes-keystone/tls/client.key",
+)
+
+
+def test_whoever_takes_the_authenticator_over_gets_nothing_else(story: Story) -> None:
+    """But connections: Keystone may be anywhere, so that the unit limits no address."""
+    machine, settings = story.stage.machine, "/etc/kubernetes-keystone/settings.json"
+    machine.write("/tmp/of-somebody", "x")
+    assert [path for path in HIDDEN if not machine.exists(path)] == []
+    outcomes = sandbox.intrude(machine, SERVICE, readable=[settings], hidden=HIDDEN)
+    got = {attempt for attempt, outcome in outcomes.items() if outcome == "done"}
+    assert got == {f"read {settings}", "write to /tmp"}, "a /tmp of its own"
+    assert set(outcomes.values()) == {"done", "EACCES", "EPERM", "EROFS", "EAFNOSUPPORT", "ENOENT"}
+    without = sandbox.intrude(machine, SERVICE, readable=[settings], hidden=HIDDEN, sandbox=False)
+    more = {attempt for attempt, outcome in without.items() if outcome == "done"} - got
+    assert {"read /tmp/of-somebody", "see other processes", "map memory that can be written and executed"} <= more
+    machine.run("rm", "/tmp/of-somebody")
+
+
+def test_systemd_thinks_little_exposed(story: Story) -> None:
+    assert sandbox.exposure(story.stage.machine, SERVICE) < 2.0
 
 
 def test_no_secret_is_in_a_log_or_a_status(story: Story) -> None:

@@ -400,6 +400,7 @@ def test_without_the_authenticator_the_flags_go_out_and_come_back_with_it(machin
     machine.script("bypass")
     assert machine.text == before
     assert apiserver.state(machine.layout).kind is Kind.BYPASSED
+    assert machine.place.wanted.stat().st_mode & 0o777 == 0o644, "the authenticator tells in its metrics what it says"
     assert not apply(machine)
     machine.script("look", "0")
     assert machine.text == before  # the wait is not over

@@ -322,6 +322,7 @@ def test_a_lost_power_supply_is_no_crash(tree: Tree) -> None:
     tree.script("start")
     assert tree.wired
     assert tree.wanted.starts == 2
+    assert tree.place.wanted.stat().st_mode & 0o777 == 0o644, "the authenticator tells in its metrics what it says"
 
 
 @pytest.mark.parametrize("stage", ["bypassed", "acquitted"])

@@ -314,6 +314,7 @@ class Service:
             "outage_grace": 300,
             "policy": None,
             "chained": None,
+            "flags": None,
             "authentication_backend": None,
             "authorization_backend": None,
             "log_level": "info",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
 from keystone_authenticator.metrics import BOUNDS, Histogram, Text
@@ -133,6 +134,94 @@ def test_an_outage_shows(tmp_path: Path, authority: Authority, keystone: Keyston
         service.configure(token_cache_ttl=60)
         eventually(lambda: scrape(service)["breaker_open{}"] == 0)
         assert scrape(service)["call_failures_total{service=keystone}"] == 3
+
+
+def test_an_outage_says_how_long_it_has_lasted_and_for_how_long_known_users_go_on(
+    tmp_path: Path, authority: Authority, keystone: KeystoneStandIn
+) -> None:
+    settings: dict[str, Any] = {
+        "keystone": {"url": keystone.url, "ca": None},
+        "token_cache_ttl": 0.2,
+        "outage_grace": 2,
+    }
+    with serving(tmp_path, authority, **settings) as service:
+        before = scrape(service)
+        assert (before["outage_seconds{}"], before["outage_grace_left_seconds{}"]) == (0, 2.2)
+        token = keystone.issue()
+        service.review(token_review(token))
+        keystone.behaviour = lambda *_: (503, b"")
+        for _ in range(3):
+            service.review(token_review(fernet_token()))
+        during = scrape(service)
+        assert during["outage_seconds{}"] > 0
+        assert 0 < during["outage_grace_left_seconds{}"] < 2.2
+        outage = service.status["keystone"]["outage"]
+        assert f"WARNING no answers about Keystone's tokens: {outage}" in service.log
+        eventually(lambda: scrape(service)["outage_grace_left_seconds{}"] == 0, 10)
+        assert "error" in service.review(token_review(token)), "and the last of them is told so, too"
+        service.configure(outage_grace=0)
+        eventually(lambda: scrape(service)["outage_grace_left_seconds{}"] == 0)
+
+
+def test_without_anybody_known_there_is_no_grace(
+    tmp_path: Path, authority: Authority, keystone: KeystoneStandIn
+) -> None:
+    keystone.behaviour = lambda *_: (503, b"")
+    with serving(tmp_path, authority, keystone={"url": keystone.url, "ca": None}) as service:
+        for _ in range(3):
+            service.review(token_review(fernet_token()))
+        assert scrape(service)["breaker_open{}"] == 1
+        assert scrape(service)["outage_grace_left_seconds{}"] == 0
+
+
+def test_it_shows_since_when_nobody_has_asked_and_the_watchdog_is_nobody(
+    tmp_path: Path, authority: Authority, keystone: KeystoneStandIn
+) -> None:
+    age = "last_review_age_seconds{{kind={}}}".format
+    with serving(tmp_path, authority, keystone={"url": keystone.url, "ca": None}) as service:
+        eventually(lambda: scrape(service)[age("TokenReview")] > 0.5, 10)
+        service.review(token_review(keystone.issue()))
+        after = scrape(service)
+        assert after[age("TokenReview")] < after[age("SubjectAccessReview")]
+        service.review(access_review())
+        later = scrape(service)
+        assert later[age("SubjectAccessReview")] < later[age("TokenReview")]
+
+
+def test_it_shows_when_each_certificate_ends(tmp_path: Path, authority: Authority) -> None:
+    name = "certificate_end_timestamp_seconds{{certificate={}}}".format
+    with serving(tmp_path, authority) as service:
+        assert name("api_server") not in scrape(service), "it has shown none yet"
+        service.review(token_review("a::b"))
+        seen = scrape(service)
+        for certificate, path in (
+            ("endpoint", service.certificate[0]),
+            ("client_ca", authority.ca),
+            ("api_server", service.client[0]),
+        ):
+            ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+            assert seen[name(certificate)] == ends.timestamp()
+
+
+def test_it_shows_whether_the_api_server_has_flags_by_which_it_asks_here(tmp_path: Path, authority: Authority) -> None:
+    wanted, chain = tmp_path / "wanted", tmp_path / "chained"
+    chain.write_text("chained 1\nnone\n")
+
+    def states(service: Service) -> tuple[set[str], float]:
+        seen = scrape(service)
+        on = {name for name, value in seen.items() if name.startswith("api_server_flags{") and value}
+        return {name.partition("=")[2].rstrip("}") for name in on}, seen["token_reviews_expected{}"]
+
+    with serving(tmp_path, authority, chained=str(chain), flags=str(wanted)) as service:
+        assert states(service) == ({"none"}, 0)
+        for state, expected in (("trial", 0), ("confirmed", 1), ("bypassed", 0), ("nonsense", 0)):
+            replace(wanted, f"wanted 1\nstate {state}\nstarts 3\nlife b 1\nretry -\ndigest d\nend\n")
+            assert states(service) == ({"none" if state == "nonsense" else state}, expected)
+        replace(wanted, "wanted 1\nstate confirmed\nstarts 0\nlife -\nend\n")
+        assert states(service) == ({"left_out"}, 0)
+        replace(wanted, "wanted 1\nstate confirmed\nstarts 3\nlife b 1\nend\n")
+        service.configure(chained=None)
+        eventually(lambda: states(service) == ({"confirmed"}, 0), 5)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ GOOD: dict[str, Any] = {
     "outage_grace": 300,
     "policy": None,
     "chained": "/etc/kubernetes-keystone/chained",
+    "flags": "/var/lib/kubernetes-keystone/wanted",
     "authentication_backend": None,
     "authorization_backend": {"url": "https://authz/webhook", "ca": "/ca"},
     "log_level": "info",

@@ -107,6 +107,7 @@ class Machine:
     users: set[str] = field(default_factory=set)
     refuses: dict[str, str] = field(default_factory=dict)
     chain_state: str = "ready"
+    outage: str | None = None
 
     @property
     def calls(self) -> list[str]:
@@ -154,6 +155,7 @@ class Machine:
             "settings": part("settings", self.places.settings),
             "chained": {"state": self.chain_state, "hash": None, "error": None},
             "tls": part("tls", Path(settings["tls"]["certificate"])),
+            "keystone": {"outage": self.outage},
         }
 
 

@@ -16,12 +16,14 @@ import authenticator
 import config
 import flags
 import webhook
-from apiserver import layouts
+from apiserver import layouts, wanted
+from apiserver.wanted import Stage
 from authenticator import Backend, Backends
 from config import CharmConfig
 from errors import ConfigError
 from files import Places
 from keystone_authenticator import chain, identity, settings
+from keystone_authenticator import flags as service_flags
 
 PROJECT = Path(__file__).resolve().parents[3]
 GOOD = """\
@@ -92,6 +94,7 @@ def test_the_program_reads_the_settings_that_the_charm_writes(places, everything
         places, chosen, tls,
         chained=places.etc / "chained" if everything else None,
         certified=everything,
+        flags=places.state / "wanted" if everything else None,
         authorization=everything,
         backends=Backends(backend, backend),
     )  # fmt: skip
@@ -106,13 +109,38 @@ def test_the_program_reads_the_settings_that_the_charm_writes(places, everything
     assert authenticator.in_force(places).listen == chosen.listen.address
 
 
+@pytest.mark.parametrize(
+    ("stage", "changes", "state"),
+    [
+        (Stage.TRIAL, {"starts": 0, "life": "boot 5"}, "trial"),
+        (Stage.CONFIRMED, {"starts": 3, "life": "boot 5"}, "confirmed"),
+        (Stage.CONFIRMED, {"starts": 0, "life": "boot 5"}, "confirmed"),
+        (Stage.CONFIRMED, {"starts": 0}, "left_out"),
+        (Stage.CONFIRMED, {"starts": 2}, "pending"),
+        (Stage.BYPASSED, {"starts": 3}, "bypassed"),
+        (Stage.ACQUITTED, {"starts": 3}, "acquitted"),
+    ],
+)
+def test_the_program_tells_what_the_wiring_wrote_down_about_the_flags(tmp_path, stage, changes, state):
+    place = apiserver.Place(root=tmp_path)
+    found = wanted.Wanted(**{"stage": stage, "digest": "d", "files": (), "lines": (), "starts": 1, **changes})
+    wanted.write(place, found)
+
+    assert service_flags.state(place.wanted) == state
+    assert state in service_flags.STATES
+    assert (state == "left_out") is found.ran_out
+    assert place.wanted.stat().st_mode & 0o777 == 0o644, "the service is not root"
+    wanted.forget(place)
+    assert service_flags.state(place.wanted) == service_flags.state(None) == "none"
+
+
 def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine):
     group = places.tls.stat().st_gid
     chosen = CharmConfig(keystone_url="https://keystone.example:5000")
     tls = webhook.ensure_tls(places, chosen.listen, group)
     authenticator.write_inputs(places, chosen, authenticator.validate_policy(places, with_policy(GOOD)).content)
     authenticator.write_settings(
-        places, chosen, tls, chained=None, certified=False, authorization=True, backends=Backends()
+        places, chosen, tls, chained=None, certified=False, flags=None, authorization=True, backends=Backends()
     )
     launcher = places.opt / "current" / authenticator.LAUNCHER
     launcher.parent.mkdir(parents=True)

@@ -119,6 +119,16 @@ def test_the_api_servers_restart_is_announced_in_status_and_log(unit):
     assert "restarting the API server with Keystone's flags" in unit.log
 
 
+def test_keystones_silence_is_said_in_status_and_log_as_in_the_journal(unit, machine):
+    machine.outage = "Keystone cannot be reached: Connection refused"
+    said = "no answers about Keystone's tokens: Keystone cannot be reached: Connection refused"
+
+    assert unit.run() == ops.ActiveStatus(f"ready: charmed, no policy, RBAC alone decides, {said}")
+    assert said in unit.log
+    machine.outage = None
+    assert unit.run("update_status") == ops.ActiveStatus("ready: charmed, no policy, RBAC alone decides")
+
+
 def test_what_auto_has_found_is_said_and_why(unit):
     unit.run()
 
@@ -209,6 +219,7 @@ def test_the_settings_say_what_the_options_say(unit, machine, keystone_url):
         "outage_grace": 0,
         "policy": None,
         "chained": str(machine.places.etc / "chained"),
+        "flags": str(machine.places.state / "wanted"),
         "authentication_backend": None,
         "authorization_backend": None,
         "log_level": "debug",
