@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     validate = commands.add_parser("validate-policy", help="check a policy in YAML or JSON")
     validate.add_argument("file", metavar="FILE", help="the policy, or - for standard input")
     validate.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
+    validate_sync = commands.add_parser("validate-sync", help="check a sync configuration in YAML or JSON")
+    validate_sync.add_argument("file", metavar="FILE", help="the configuration, or - for standard input")
+    validate_sync.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
     explain = commands.add_parser(
         "explain", help="say which item of the policy decides a request (JSON on standard input)"
     )
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _serve(options.config)
         if options.command == "validate-policy":
             return _validate(options.file, options.upstream_compatible)
+        if options.command == "validate-sync":
+            return _validate_sync(options.file, options.upstream_compatible)
         return _explain(options.config)
     except (SettingsError, _UsageError) as error:
         print(f"keystone-authenticator: {error}", file=sys.stderr)
@@ -173,6 +178,20 @@ def _validate(name: str, upstream_compatible: bool) -> int:
         }
     )
     return 0 if checked.items is not None else 1
+
+
+def _validate_sync(name: str, upstream_compatible: bool) -> int:
+    from keystone_authenticator.sync import config
+
+    checked = config.check(_read_input(name), upstream_compatible)
+    _print(
+        {
+            "valid": checked.config is not None,
+            "errors": [vars(problem) for problem in checked.errors],
+            "warnings": [vars(problem) for problem in checked.warnings],
+        }
+    )
+    return 0 if checked.config is not None else 1
 
 
 _QUESTION_TEXTS = (
