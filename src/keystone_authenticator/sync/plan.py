@@ -15,7 +15,6 @@ from keystone_authenticator.identity import Naming, UnusableIdentityError
 from keystone_authenticator.sync import names
 from keystone_authenticator.sync.config import SyncConfig
 
-PRUNE = ("off", "empty", "all")
 CREATE, ADOPT, REPLACE, DELETE, DELETE_EMPTY = "create", "adopt", "replace", "delete", "delete-if-empty"
 NAMESPACE, ROLE_BINDING = "Namespace", "RoleBinding"
 _PROTECTED = frozenset(("default", "kube-system", "kube-public", "kube-node-lease"))

@@ -316,6 +316,9 @@ class Service:
             "chained": None,
             "authentication_backend": None,
             "authorization_backend": None,
+            "kubeconfig": None,
+            "sync": None,
+            "policy_configmap": None,
             "log_level": "info",
         }
         self.configure(**changes)
