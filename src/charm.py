@@ -16,11 +16,13 @@ import ops
 import actions
 import apiserver
 import authenticator
+import cluster_user
 import flags
 import reach
+import secret
 import upstream
 import webhook
-from authenticator import Backend, Backends, Policy, WorkloadError
+from authenticator import Backend, Backends, Policy, Status, WorkloadError
 from config import CharmConfig, load
 from errors import Blocked, OperatorError, Waiting
 from files import Places
@@ -47,6 +49,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             self.on.config_changed,
             self.on.update_status,
             self.on.upgrade_charm,
+            self.on.secret_changed,
             relation.relation_created,
             relation.relation_joined,
             relation.relation_changed,
@@ -59,6 +62,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.reload_policy_action, self._on_reload_policy)
         framework.observe(self.on.check_access_action, self._on_check_access)
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
+        framework.observe(self.on.sync_action, self._on_sync)
 
     @property
     def place(self) -> apiserver.Place:
@@ -89,6 +93,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
+
+    def _on_sync(self, event: ops.ActionEvent) -> None:
+        self._act(event, lambda: actions.sync(self.places, load(self), event.load_params(actions.SyncParameters)))
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
         try:
@@ -127,6 +134,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
+        for warning in authenticator.validate_sync(self.places, config) if config.sync_config.strip() else ():
+            logger.warning("sync-config: %s", warning)
+        credentials = ""
+        if config.sync_credentials:
+            credentials = secret.read(self.model, "sync-credentials", config.sync_credentials)
+            authenticator.validate_credentials(self.places, credentials)
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         if layout is not None:
             logger.info("api-server=%s: %s, %s", config.api_server, layout.name, apiserver.evidence(layout))
@@ -143,7 +156,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
         authenticator.install(self.places)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
-        authenticator.write_inputs(self.places, config, policy.content if policy else None)
+        authenticator.write_inputs(self.places, config, policy.content if policy else None, credentials)
         behind = None
         if download is not None:
             behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
@@ -165,7 +178,20 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
-        return ops.ActiveStatus(self._summary(config, layout, policy, missing))
+        parts = [self._summary(config, layout, policy, missing), *self._in_cluster(config, layout)]
+        return ops.ActiveStatus(", ".join(parts))
+
+    def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
+        """Have the authenticator's own user in the cluster be there, and say how what it does there goes.
+
+        Users log in without it: what is wrong with it is told, and is no reason to block.
+        """
+        try:
+            cluster_user.ensure(self.places, config, layout, self.unit.name, authenticator.group())
+        except cluster_user.NotAvailable as error:
+            logger.warning("no user in the cluster for the authenticator: %s", error)
+            return [_told(error)] if config.in_cluster else []
+        return _told_of_cluster(authenticator.status()) if config.in_cluster else []
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -221,11 +247,19 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
         wired = apiserver.wired(self.place)
+        if self.places.cluster_user.exists():
+            cluster_user.remove(self.places, wired or self._found_layout())
         if wired is not None:
             apiserver.remove(wired, self._announce)
         upstream.stop(self.places)
         authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
+
+    def _found_layout(self) -> apiserver.Layout | None:
+        try:
+            return apiserver.detect("auto", self.place)
+        except apiserver.WiringError:
+            return None
 
     def _summary(
         self, config: CharmConfig, layout: apiserver.Layout | None, policy: Policy | None, missing: flags.Missing
@@ -246,6 +280,24 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
         return "ready: " + ", ".join(parts)
+
+
+def _told_of_cluster(status: Status) -> list[str]:
+    """Say what is in force of what lies in the cluster, and what is wrong with it."""
+    parts = []
+    configmap = status.policy.configmap
+    if configmap is not None:
+        wrong = configmap.error or (status.policy.error if configmap.state == "present" else None)
+        if wrong:
+            parts.append(f"policy-configmap not used, what was in force still is: {wrong[:200]}")
+        elif status.policy.source == "configmap":
+            parts.append(f"the policy in force is {configmap.name}'s, {status.policy.rules} rules")
+        else:
+            parts.append(f"policy-configmap {configmap.name} is {configmap.state}")
+    if status.sync is not None:
+        wrong = status.sync.error or status.sync.passes.error
+        parts.append(f"sync: {wrong[:200]}" if wrong else "sync")
+    return parts
 
 
 def _told(error: Exception) -> str:

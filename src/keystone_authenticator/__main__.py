@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     validate_sync = commands.add_parser("validate-sync", help="check a sync configuration in YAML or JSON")
     validate_sync.add_argument("file", metavar="FILE", help="the configuration, or - for standard input")
     validate_sync.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
+    commands.add_parser("validate-credentials", help="check Keystone's account for sync, from standard input")
     explain = commands.add_parser(
         "explain", help="say which item of the policy decides a request (JSON on standard input)"
     )
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _validate(options.file, options.upstream_compatible)
         if options.command == "validate-sync":
             return _validate_sync(options.file, options.upstream_compatible)
+        if options.command == "validate-credentials":
+            return _validate_credentials()
         if options.command == "sync":
             return _sync(options.config, options.dry_run, options.report)
         return _explain(options.config)
@@ -222,6 +225,16 @@ def _validate_sync(name: str, upstream_compatible: bool) -> int:
         }
     )
     return 0 if checked.config is not None else 1
+
+
+def _validate_credentials() -> int:
+    from keystone_authenticator.sync.directory import CredentialsError, login
+
+    try:
+        login(sys.stdin.buffer.read())
+    except CredentialsError as error:
+        raise _UsageError(str(error)) from None
+    return 0
 
 
 _QUESTION_TEXTS = (

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+import cluster_user
+from config import CharmConfig
+from files import Places
 from testbed import setup
 from testbed.apiserver import ApiServer
 from testbed.keystone import Keystone, Project, User
 from tests.functional.test_api_server import TOKENS, webhook_file
+from tests.functional.test_lease import unit
 from tests.unit.authenticator.support import SOURCE, Authority, Service, access_review, eventually, replace, serving
 
 pytestmark = pytest.mark.functional
@@ -30,9 +33,12 @@ class World:
 
     def __init__(self, server: ApiServer, service: Service, keystone: Keystone, folder: Path) -> None:
         self.server, self.service, self.keystone, self.folder = server, service, keystone, folder
-        cluster = {"server": f"https://127.0.0.1:{server.port}", "certificate-authority-data": _base64(server.ca)}
-        self.kubeconfig = folder / "kubeconfig"
-        replace(self.kubeconfig, kubeconfig(cluster, server.admin_token))
+        self.layout = unit(server, folder, 0)
+        self.places = Places(folder)
+        for path in (self.places.etc, self.places.state):
+            path.mkdir(parents=True)
+        self.kubeconfig = self.places.kubeconfig
+        self.allow()
         self.config = folder / "sync.yaml"
         replace(self.config, CONFIG)
         self.credentials = folder / "credentials"
@@ -40,6 +46,14 @@ class World:
         replace(self.credentials, json.dumps(admin))
         self.sync: dict[str, Any] = {"config": str(self.config), "credentials": None, "prune": "off", "interval": 1}
         self.follow()
+
+    def allow(self, prune: str = "off", policy_configmap: str = "") -> None:
+        """Have the service account of the charm be good for what these options need, and no more."""
+        options = {"sync_config": CONFIG, "sync_credentials": "/it", "sync_prune": prune}
+        config = CharmConfig.model_validate(
+            {"keystone_url": self.keystone.url, "policy_configmap": policy_configmap, **options}
+        )
+        cluster_user.ensure(self.places, config, self.layout, "kubernetes-keystone/0", os.getegid())
 
     def follow(self, **changes: Any) -> None:
         self.sync.update(changes)
@@ -80,6 +94,7 @@ class World:
 
     def once(self, *arguments: str, **changes: Any) -> tuple[int, dict[str, Any]]:
         """Make a pass with the account of `credentials`, whatever the service does."""
+        self.allow(changes.get("prune", "off"))
         settings = {**self.service.settings, "sync": {**self.sync, "credentials": str(self.credentials), **changes}}
         path = self.folder / "once.json"
         replace(path, json.dumps(settings))
@@ -87,23 +102,6 @@ class World:
 
     def rows(self) -> list[list[str]]:
         return [line.split("\t") for line in (self.folder / "report").read_text().splitlines()[1:]]
-
-
-def _base64(path: Path) -> str:
-    import base64
-
-    return base64.b64encode(path.read_bytes()).decode()
-
-
-def kubeconfig(cluster: dict[str, Any], token: str) -> str:
-    return yaml.safe_dump(
-        {
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": token}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +361,7 @@ def test_the_policy_in_the_cluster_wins_while_it_is_there_and_a_broken_one_chang
 
     option = tmp_path / "policy.json"
     replace(option, allows("pods"))
+    world.allow(policy_configmap="kube-system/k8s-auth-policy")
     world.service.configure(policy=str(option), policy_configmap="kube-system/k8s-auth-policy")
     eventually(lambda: policy()["configmap"] and policy()["configmap"]["state"] == "absent", SOON)
     eventually(lambda: may("pods"), SOON)
@@ -393,6 +392,7 @@ def test_the_policy_in_the_cluster_wins_while_it_is_there_and_a_broken_one_chang
 def test_a_policy_in_the_cluster_outlives_the_api_servers_absence(world: World) -> None:
     made = {"metadata": {"name": "outlives"}, "data": {"policies": allows("services")}}
     assert world.admin("POST", CONFIG_MAPS, made)[0] == 201
+    world.allow(policy_configmap="kube-system/outlives")
     world.service.configure(policy_configmap="kube-system/outlives")
     eventually(lambda: world.service.status["policy"]["source"] == "configmap", SOON)
     there = world.kubeconfig.read_text()
