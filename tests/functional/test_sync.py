@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -56,10 +58,21 @@ class World:
         cluster_user.ensure(self.places, config, self.layout, "kubernetes-keystone/0", os.getegid())
 
     def follow(self, **changes: Any) -> None:
+        """Change the settings, and wait until they and all files that they name have been looked at."""
         self.sync.update(changes)
         self.service.configure(kubeconfig=str(self.kubeconfig), sync=self.sync)
-        digest = eventually(lambda: self.service.status["sync"], SOON)
-        assert digest["error"] is None
+        digest = hashlib.sha256(self.service.config.read_bytes()).hexdigest()
+        eventually(lambda: self.service.status["settings"]["hash"] == digest, SOON)
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """Another port in the kubeconfig, at which nobody listens."""
+        there = self.kubeconfig.read_text()
+        replace(self.kubeconfig, there.replace(f":{self.server.port}\n", ":1\n"))
+        self.follow(interval=2)
+        yield
+        replace(self.kubeconfig, there)
+        self.follow(interval=1)
 
     def admin(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         return self.server.send(method, path, self.server.admin_token, body)
@@ -222,13 +235,12 @@ def test_what_upstream_made_is_adopted(world: World) -> None:
 def test_a_review_is_answered_while_the_api_server_that_is_to_be_written_to_is_away(world: World) -> None:
     project = world.keystone.project("unwritten")
     gina = world.keystone.member("gina-sync", project)
-    there = world.kubeconfig.read_text()
-    replace(world.kubeconfig, there.replace(str(world.server.port), "1"))
-    token = world.log_in(gina, project)
-    eventually(lambda: "cannot be reached" in (world.service.status["sync"]["logins"]["error"] or ""), SOON)
-    assert world.server.send("GET", "/version", token)[0] == 200
-    assert world.namespace(f"unwritten-{project.id}") is None
-    replace(world.kubeconfig, there)  # the note was kept, and no further login is needed
+    with world.unreachable():
+        token = world.log_in(gina, project)
+        eventually(lambda: "cannot be reached" in (world.service.status["sync"]["logins"]["error"] or ""), SOON)
+        assert world.server.send("GET", "/version", token)[0] == 200
+        assert world.namespace(f"unwritten-{project.id}") is None
+    # The note was kept, and no further login is needed.
     eventually(lambda: world.namespace(f"unwritten-{project.id}"), SOON)
 
 
@@ -395,11 +407,9 @@ def test_a_policy_in_the_cluster_outlives_the_api_servers_absence(world: World) 
     world.allow(policy_configmap="kube-system/outlives")
     world.service.configure(policy_configmap="kube-system/outlives")
     eventually(lambda: world.service.status["policy"]["source"] == "configmap", SOON)
-    there = world.kubeconfig.read_text()
-    replace(world.kubeconfig, there.replace(str(world.server.port), "1"))
-    eventually(lambda: "cannot be read" in (world.service.status["policy"]["configmap"]["error"] or ""), SOON)
-    assert world.service.review(access_review(resource="services"))["allowed"]
-    replace(world.kubeconfig, there)
+    with world.unreachable():
+        eventually(lambda: "cannot be read" in (world.service.status["policy"]["configmap"]["error"] or ""), SOON)
+        assert world.service.review(access_review(resource="services"))["allowed"]
     eventually(lambda: world.service.status["policy"]["configmap"]["error"] is None, SOON)
     world.service.configure(policy_configmap=None)
     eventually(lambda: world.service.status["policy"]["source"] == "none", SOON)
