@@ -244,7 +244,7 @@ def test_a_review_is_answered_while_the_api_server_that_is_to_be_written_to_is_a
     eventually(lambda: world.namespace(f"unwritten-{project.id}"), SOON)
 
 
-# ---------------------------------------------------------------------------------------------------- passes
+# ---------------------------------------------------------------------------------------------- passes
 
 
 def test_a_pass_says_first_what_it_would_do_and_does_that_and_then_nothing_more(world: World) -> None:
