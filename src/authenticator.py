@@ -112,6 +112,7 @@ class _PolicyPart(_Part, frozen=True):
 
 
 class _Passes(pydantic.BaseModel, frozen=True):
+    set: bool = False
     error: str | None = None
 
 

@@ -313,7 +313,8 @@ def _told_of_cluster(status: Status) -> list[str]:
             parts.append(f"policy-configmap {configmap.name} is {configmap.state}")
     if status.sync is not None:
         wrong = status.sync.error or status.sync.passes.error
-        parts.append(f"sync: {wrong[:200]}" if wrong else "sync")
+        well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
+        parts.append(f"sync: {wrong[:200]}" if wrong else well)
     return parts
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keystone_authenticator import __version__, access_rules, document, policy, settings
-from keystone_authenticator.identity import Naming, Subject, by_id, by_name, is_reserved
+from keystone_authenticator.identity import Naming, RoleMapping, Subject, by_id, by_name, is_reserved
 from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.settings import SettingsError
 
@@ -329,8 +329,10 @@ def _subject(naming: Naming, question: _Question) -> Subject:
         if is_reserved(user):
             raise _NoSuchUser(f"the user name {user!r} is reserved: its tokens are refused")
         members = [group for group in question.groups if not is_reserved(group)]
+        members += naming.mapped_groups(roles)
+        name = naming.username(user, texts["domain"], roles) if user else ""
         return Subject(
-            frozenset((user, user_id)) - {""},
+            frozenset((name, user_id)) - {""},
             frozenset((*members, project, _AUTHENTICATED)) - {""},
             frozenset((project, project_name)) - {""},
             frozenset(roles),
@@ -388,7 +390,7 @@ def _explain(config: Path) -> int:
         "reason": "there is no policy; RBAC decides",
         "misses": [],
     }
-    naming = Naming(found.default_domain, found.upstream_compatible)
+    naming = Naming(found.default_domain, found.upstream_compatible, _mappings(found))
     if found.policy is not None:
         checked = policy.check(_read_input(str(found.policy)), naming.upstream_compatible)
         if checked.items is None:
@@ -413,6 +415,17 @@ def _explain(config: Path) -> int:
         answer["reason"] += f"; but it is {found.authorization_backend.url} that decides, by a policy of its own"
     _print(answer)
     return 0
+
+
+def _mappings(found: settings.Settings) -> tuple[RoleMapping, ...]:
+    if found.sync is None:
+        return ()
+    from keystone_authenticator.sync.config import SyncConfigError, load
+
+    try:
+        return load(_read_input(str(found.sync.config)), found.upstream_compatible).mappings
+    except SyncConfigError as error:
+        raise _UsageError(f"{found.sync.config}: {error}") from None
 
 
 def _by_rules(texts: Sequence[str], item: int | None, request: policy.Request) -> dict[str, Any]:

@@ -224,8 +224,7 @@ class Naming:
                 *(self.role(account.project_id, role) for role in account.roles),
             )
         if account.access_rules is None:
-            further = (group for mapping in self._mappings_of(account.roles) for group in mapping.groups)
-            members = (*dict.fromkeys((*members, *further)),)
+            members = (*dict.fromkeys((*members, *self.mapped_groups(account.roles))),)
         extra = [
             (ROLES, account.roles),
             (PROJECT_ID, (account.project_id,)),
@@ -243,6 +242,10 @@ class Naming:
                 (ACCESS_RULES, account.access_rules),
             ]
         return Identity(username, uid, members, tuple(extra), partial=account.partial)
+
+    def mapped_groups(self, roles: Collection[str]) -> list[str]:
+        """The groups that the mappings of these roles add, as they are written."""
+        return [group for mapping in self._mappings_of(roles) for group in mapping.groups]
 
     def _mappings_of(self, roles: Collection[str]) -> list[RoleMapping]:
         return [mapping for mapping in self.mappings if mapping.role in roles]

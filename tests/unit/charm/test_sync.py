@@ -125,7 +125,11 @@ def test_a_cluster_that_does_not_answer_is_told_and_keeps_nobody_out(unit):
     [
         ({"sync": {"error": "line 1", "passes": {"error": None}}}, "sync: line 1"),
         ({"sync": {"error": None, "passes": {"error": "a pass failed: 401"}}}, "sync: a pass failed: 401"),
-        ({"sync": {"error": None, "passes": {"error": None}}}, ", sync"),
+        ({"sync": {"error": None, "passes": {"set": True, "error": None}}}, ", sync"),
+        (
+            {"sync": {"error": None, "passes": {"set": False, "error": None}}},
+            "sync at logins alone, see sync-credentials",
+        ),
     ],
 )
 def test_the_status_tells_how_sync_goes(unit, machine, user, says, told):
