@@ -70,7 +70,8 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
         WorkloadError: the service does not take it; the one before is back in place.
     """
     if not config.policy.strip():
-        raise ConfigError("policy", "is empty, so RBAC alone decides and there is nothing to reload")
+        who = f"the ConfigMap {config.policy_configmap}, which is watched," if config.policy_configmap else "RBAC alone"
+        raise ConfigError("policy", f"is empty, so {who} decides and there is nothing to reload")
     policy = authenticator.validate_policy(places, config)
     if not authenticator.in_force(places).policy:
         raise Blocked("no policy is in force on this unit yet; its status says why")

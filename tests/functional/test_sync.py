@@ -341,6 +341,40 @@ def test_nothing_goes_while_keystone_does_not_tell_everything(world: World) -> N
     assert "wrong" not in summary["error"]
 
 
+def test_a_label_alone_makes_no_namespace_ours(world: World) -> None:
+    """Whoever may write labels may not delete: sync is not to do it for him."""
+    gone = world.keystone.project("gone")
+    world.keystone.delete(gone)
+    labels = {"app.kubernetes.io/managed-by": "kubernetes-keystone", "kubernetes-keystone/project": gone.id}
+    assert world.admin("POST", "/api/v1/namespaces", {"metadata": {"name": "precious", "labels": labels}})[0] == 201
+    assert world.once(prune="all")[0] == 0
+    assert "deletionTimestamp" not in (world.namespace("precious") or {})["metadata"]
+    # Nor is it the project's that is written on it.
+    there = world.keystone.project("there")
+    world.keystone.member("nina-sync", there)
+    labels["kubernetes-keystone/project"] = there.id
+    assert world.admin("POST", "/api/v1/namespaces", {"metadata": {"name": "lure", "labels": labels}})[0] == 201
+    assert world.once()[0] == 0
+    assert world.bindings("lure") == {}
+    assert world.bindings(f"there-{there.id}") != {}
+
+
+def test_while_keystone_is_away_nothing_goes_and_passes_go_on_when_it_is_back(world: World) -> None:
+    project = world.keystone.project("away")
+    olga = world.keystone.member("olga-sync", project, "reader")
+    name = f"away-{project.id}"
+    world.follow(credentials=str(world.credentials))
+    eventually(lambda: world.namespace(name) is not None and len(world.bindings(name)) == 1, SOON)
+    world.keystone.stop()
+    try:
+        error = eventually(lambda: world.service.status["sync"]["passes"]["error"], SOON)
+        assert "Keystone cannot be reached" in error
+        assert set(world.bindings(name)) == {f"{olga.id}_reader"}
+    finally:
+        world.keystone.start()
+    eventually(lambda: world.service.status["sync"]["passes"]["error"] is None, SOON)
+
+
 def test_two_units_never_make_passes_at_once_and_one_follows_the_other(world: World, tmp_path: Path) -> None:
     world.follow(credentials=str(world.credentials))
     eventually(lambda: world.service.status["sync"]["passes"]["done"] > 0, SOON)

@@ -95,7 +95,7 @@ _groups = document.decoder(_Groups)
 def _found_namespace(read: _Namespace) -> FoundNamespace:
     about, labels = read.metadata, read.metadata.labels or {}
     project = labels.get(names.PROJECT, "")
-    ours = labels.get(names.MANAGED_BY) == names.MANAGER and bool(project)
+    ours = labels.get(names.MANAGED_BY) == names.MANAGER and bool(project) and names.belongs(about.name, project)
     created, going = about.creation_timestamp or "", about.deletion_timestamp is not None
     return FoundNamespace(about.name, about.uid, created, project, ours, going)
 

@@ -64,7 +64,9 @@ class Passes:
         while True:
             try:
                 holds = await self._lease.hold()
-            except (CannotTell, Refusal, ValueError) as error:
+            except Exception as error:
+                if not isinstance(error, (CannotTell, Refusal, ValueError)):
+                    logger.exception("a fault of ours while the Lease was written")
                 self._told(f"the Lease {NAMESPACE}/{NAME}: {error}")
                 holds = self._counts.holds and time.monotonic() - self._renewed < GIVE_UP_AFTER
             else:
@@ -82,7 +84,11 @@ class Passes:
             while not self._counts.holds:
                 await asyncio.sleep(0.2)
             began = time.monotonic()
-            summary = await self._pass()
+            try:
+                summary = await self._pass()
+            except Exception as error:
+                logger.exception("a fault of ours while a pass was made")
+                summary = Summary(error=f"an internal fault ({type(error).__name__})")
             if summary is None:
                 continue  # the Lease was lost
             if summary.error is None:

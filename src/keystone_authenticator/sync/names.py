@@ -26,6 +26,7 @@ PROJECT_NAME = "kubernetes-keystone/project-name"
 """An annotation, for people."""
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
 
+_HASH = "sha256-"
 _ID = re.compile(r"[0-9a-f]{32}")
 _USER_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -43,11 +44,24 @@ def namespace(form: str, project_id: str, project_name: str, domain_id: str) -> 
 
     """
     if not _ID.fullmatch(project_id):
-        digest = _digest(project_id)
-        return "keystone-" + "-".join(digest[start : start + 8] for start in range(0, 40, 8))
+        return _hashed(_digest(project_id))
     # One after the other, as upstream does it: what looks like %d in a project's name is replaced, too.
     name = form.replace("%i", project_id).replace("%n", project_name).replace("%d", domain_id)
     return name if _NAMESPACE.fullmatch(name) and _read_ids(name) == {project_id} else project_id
+
+
+def belongs(namespace: str, project: str) -> bool:
+    """Whether a namespace may be the one of the project with this label: its name tells, whatever the format was.
+
+    So a label alone, which more people may write than may delete namespaces or bind roles in them, makes none ours.
+    """
+    if _ID.fullmatch(project):
+        return _read_ids(namespace) == {project}
+    return namespace == _hashed(project.removeprefix(_HASH) if project.startswith(_HASH) else _digest(project))
+
+
+def _hashed(digest: str) -> str:
+    return "keystone-" + "-".join(digest[start : start + 8] for start in range(0, 40, 8))
 
 
 def _read_ids(name: str) -> set[str]:
@@ -74,9 +88,9 @@ def unbindable(role: str) -> str | None:
 
 def label(identifier: str) -> str:
     """An ID as the value of a label, which is bounded in length and letters."""
-    if _LABEL.fullmatch(identifier) and not identifier.startswith("sha256-"):
+    if _LABEL.fullmatch(identifier) and not identifier.startswith(_HASH):
         return identifier
-    return f"sha256-{_digest(identifier)}"
+    return f"{_HASH}{_digest(identifier)}"
 
 
 def _digest(text: str) -> str:

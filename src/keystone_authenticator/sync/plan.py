@@ -17,7 +17,6 @@ from keystone_authenticator.sync.config import SyncConfig
 
 CREATE, ADOPT, REPLACE, DELETE, DELETE_EMPTY = "create", "adopt", "replace", "delete", "delete-if-empty"
 NAMESPACE, ROLE_BINDING = "Namespace", "RoleBinding"
-_PROTECTED = frozenset(("default", "kube-system", "kube-public", "kube-node-lease"))
 
 
 class Project(NamedTuple):
@@ -51,7 +50,10 @@ class Directory:
 
 
 class FoundNamespace(NamedTuple):
-    """A namespace in the cluster; `project` is our label's value, empty without; `ours` if it carries both labels."""
+    """A namespace in the cluster; `project` is our label's value, empty without.
+
+    `ours`: it carries both labels, and its name is one that the project may have.
+    """
 
     name: str
     uid: str = ""
@@ -304,7 +306,7 @@ def _plan_missing(key: str, gone: bool, cluster: Cluster, config: SyncConfig, pr
         if config.assignments and found.namespace not in going:
             made.changes.append(_deletion(found, "the project does not exist any more"))
     for found in owned:
-        if found.terminating or found.name in _PROTECTED or not config.projects:
+        if found.terminating or not config.projects:
             continue
         if prune == "off":
             why = "the project does not exist any more; the namespace stays, as sync-prune is off"

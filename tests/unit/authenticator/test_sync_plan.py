@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keystone_authenticator.identity import Account, Naming, RoleMapping
@@ -65,6 +65,15 @@ def test_a_namespaces_name_is_one_that_kubernetes_can_hold(form: str, project: s
     found = names.namespace(form, project, name, domain)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", found)
     assert not found.startswith("kube-")
+
+
+@given(FORMS, IDS, TEXTS, st.sampled_from(["default", P2]), IDS)
+def test_a_namespaces_name_tells_whose_it_is(form: str, project: str, name: str, domain: str, other: str) -> None:
+    found = names.namespace(form, project, name, domain)
+    assert names.belongs(found, names.label(project))
+    assert names.belongs(found, names.label(other)) == (project == other)
+    for label in (project, "", "sha256-"):
+        assert not names.belongs("kube-system", label)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +276,7 @@ def test_a_deleted_projects_namespace_goes_as_sync_prune_says(prune: str, expect
 
 
 def test_a_namespace_without_our_label_never_goes() -> None:
-    theirs = Cluster([FoundNamespace(P1), FoundNamespace("kube-system", project=P1, ours=True)], [])
+    theirs = Cluster([FoundNamespace(P1), FoundNamespace("kube-system", project=P1)], [])
     assert plan(directory({P2: []}), theirs, BOTH, NATIVE, gone=(P1,), prune="all").changes == [
         Change(CREATE, NAMESPACE, "", P2, P2, "the project is in Keystone", project_name="name-2")
     ]
@@ -312,6 +321,7 @@ FOREIGN = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(STATES, STATES, FOREIGN, st.sampled_from([NATIVE, UPSTREAM]), st.sampled_from(["off", "empty", "all"]))
 def test_a_plan_reaches_what_is_wanted_in_one_go_and_leaves_the_others_things(
     before: dict[str, list[tuple[str, str]]],
