@@ -285,7 +285,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("asked by the cluster's own token webhook")
         if config.authorization_service:
             parts.append("access reviews go to authz-server-url")
-        else:
+        elif policy or not config.policy_configmap:
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
         if config.keystone_overridden:
             parts.append("keystone-url wins over keystone-credentials")

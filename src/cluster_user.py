@@ -10,6 +10,7 @@ Not here: what the authenticator reads and writes (its package `sync`), and whos
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import logging
 import time
@@ -283,6 +284,4 @@ class _Record:
 
 
 def _epoch(text: str) -> float:
-    import datetime
-
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
