@@ -2,7 +2,7 @@
 
 `servers` starts what is measured, `work` makes the reviews with what their answers must say, `client/` (Go) sends them,
 `measure` takes the figures in interleaved slices, `inside` takes those that need no server, `report` prints them.
-Programs of their own, about ours alone: `soak` (a day in ten minutes), `start`, `sizing`.
+Programs of their own, about ours alone: `soak` (a day in ten minutes), `start`, `sizing`, `sync`.
 """
 
 import signal

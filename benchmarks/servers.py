@@ -118,6 +118,9 @@ def settings(files: Files, keystone: Keystone, policy: Path | None, port: int, t
         "flags": None,
         "authentication_backend": None,
         "authorization_backend": None,
+        "kubeconfig": None,
+        "sync": None,
+        "policy_configmap": None,
         "log_level": "info",
     }
     path = files.folder / f"settings-{port}.json"

@@ -70,7 +70,8 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
         WorkloadError: the service does not take it; the one before is back in place.
     """
     if not config.policy.strip():
-        raise ConfigError("policy", "is empty, so RBAC alone decides and there is nothing to reload")
+        who = f"the ConfigMap {config.policy_configmap}, which is watched," if config.policy_configmap else "RBAC alone"
+        raise ConfigError("policy", f"is empty, so {who} decides and there is nothing to reload")
     policy = authenticator.validate_policy(places, config)
     if not authenticator.in_force(places).policy:
         raise Blocked("no policy is in force on this unit yet; its status says why")
@@ -87,6 +88,35 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     results: dict[str, str | int] = {"hash": str(status.policy.hash), "rules": status.policy.rules}
     results["loaded"] = str(status.policy.loaded)
     return results | _listed("warnings", policy.warnings)
+
+
+class SyncParameters(pydantic.BaseModel, frozen=True):
+    """The parameters of sync."""
+
+    dry_run: bool = False
+
+
+def sync(places: Places, config: CharmConfig, parameters: SyncParameters) -> dict[str, str | int]:
+    """Bring the cluster in step with Keystone, or say what that would be.
+
+    Raises:
+        ConfigError: what it needs is not set.
+        WorkloadError: it could not be done, or not to its end.
+    """
+    if not config.sync_config.strip():
+        raise ConfigError("sync-config", "is empty, so there is nothing to keep in step")
+    if not config.sync_credentials:
+        raise ConfigError("sync-credentials", "is empty, and without it Keystone does not say who may do what")
+    done = authenticator.sync(places, dry_run=parameters.dry_run)
+    results: dict[str, str | int] = {
+        "dry-run": str(done.dry_run).lower(),
+        "found": f"{done.projects} projects, {done.users} users, {done.assignments} role assignments",
+        "changes": "\n".join(f"{key}: {count}" for key, count in sorted(done.changes.items())) or "none",
+        "problems": done.problems,
+        "calls": f"{done.kubernetes_calls} to the API server, {done.keystone_calls} to Keystone, {done.seconds:g} s",
+        "report": str(places.sync_report),
+    }
+    return results | _listed("first-problems", done.first_problems)
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -40,6 +40,10 @@ from webhook import Tls
 SOCKET = f"{NAME}.socket"
 SERVICE = f"{NAME}.service"
 LAUNCHER = "keystone-authenticator"
+SYNC_SECONDS = 1800.0
+"""For a pass of sync that an action waits for."""
+SYNC_EVERY = 300
+"""Seconds from one pass of the service's own to the next."""
 HEALTH_SECONDS = 15.0
 """From a restart, or from a file's change (2 s are promised), to the service's saying that it is in force."""
 
@@ -92,9 +96,46 @@ class _Part(pydantic.BaseModel, frozen=True):
     error: str | None = None
 
 
+class ConfigMap(pydantic.BaseModel, frozen=True):
+    """The ConfigMap of a policy: `present`, `absent` or `unknown`, and why it cannot be read."""
+
+    name: str
+    state: str
+    error: str | None = None
+
+
 class _PolicyPart(_Part, frozen=True):
     rules: int = 0
     loaded: str | None = None
+    source: str = "option"
+    configmap: ConfigMap | None = None
+
+
+class _Passes(pydantic.BaseModel, frozen=True):
+    set: bool = False
+    error: str | None = None
+
+
+class Sync(_Part, frozen=True):
+    """What the service says of sync."""
+
+    passes: _Passes = _Passes()
+
+
+class Change(pydantic.BaseModel, frozen=True):
+    """What a pass of sync found and did."""
+
+    dry_run: bool
+    projects: int
+    users: int
+    assignments: int
+    changes: dict[str, int]
+    problems: int
+    first_problems: tuple[str, ...]
+    keystone_calls: int
+    kubernetes_calls: int
+    seconds: float
+    error: str | None = None
 
 
 class _ChainPart(_Part, frozen=True):
@@ -114,6 +155,7 @@ class Status(pydantic.BaseModel, frozen=True):
     chained: _ChainPart
     tls: _Part
     keystone: _KeystonePart
+    sync: Sync | None = None
 
 
 class Miss(pydantic.BaseModel, frozen=True):
@@ -204,6 +246,57 @@ def validate_policy(places: Places, config: CharmConfig) -> Policy:
     return Policy(content, answer["rules"], tuple(_finding(item) for item in answer["warnings"]))
 
 
+def validate_sync(places: Places, config: CharmConfig) -> tuple[str, ...]:
+    """Have the shipped authenticator check the option sync-config; gives what its author surely did not mean.
+
+    Raises:
+        ConfigError: it is not valid; the text names line, key and reason of the first error.
+    """
+    mode = ["--upstream-compatible"] if config.names_upstream_way else []
+    done = _run_cli(_shipped_program(places), ["validate-sync", *mode, "-"], config.sync_config)
+    if done.returncode not in {0, 1}:
+        raise WorkloadError(f"the authenticator cannot check a sync configuration: {_last_line(done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if not answer["valid"]:
+        found = answer["errors"]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError("sync-config", f"{_finding(found[0])}{more}; nothing was changed")
+    return tuple(_finding(item) for item in answer["warnings"])
+
+
+def validate_credentials(places: Places, text: str) -> None:
+    """Have the shipped authenticator check what sync-credentials names; the text goes over standard input.
+
+    Raises:
+        ConfigError: it cannot be used; the text names the key, and no value.
+    """
+    done = _run_cli(_shipped_program(places), ["validate-credentials"], text)
+    if done.returncode != 0:
+        raise ConfigError("sync-credentials", _last_line(done.stderr).removeprefix(f"{LAUNCHER}: "))
+
+
+def sync(places: Places, *, dry_run: bool) -> Change:
+    """Bring the cluster in step with Keystone, once, or say what that would be; the table goes to `sync_report`.
+
+    Raises:
+        WorkloadError: it could not be done.
+    """
+    program = places.opt / "current" / LAUNCHER
+    if not program.exists():
+        raise WorkloadError("the authenticator is not installed yet; the unit's status says why")
+    # Names of projects and users are in it.
+    files.write(places.sync_report, b"", 0o600)
+    arguments = ["sync", "--config", str(places.settings), "--report", str(places.sync_report)]
+    done = _run_cli([str(program)], [*arguments, *(["--dry-run"] if dry_run else [])], "", SYNC_SECONDS)
+    try:
+        answer = Change.model_validate_json(done.stdout)
+    except pydantic.ValidationError:
+        raise WorkloadError(f"sync does not run: {_last_line(done.stderr)}") from None
+    if answer.error:
+        raise WorkloadError(f"sync: {answer.error}")
+    return answer
+
+
 def explain(places: Places, request: dict[str, Any]) -> Explanation:
     """Ask the installed authenticator which item of the policy in force decides a request (fields as in its CLI).
 
@@ -222,16 +315,22 @@ def identify(places: Places, token: str) -> Identification:
     return Identification.model_validate_json(_ask_cli(places, "identify", token))
 
 
-def write_inputs(places: Places, config: CharmConfig, policy: bytes | None) -> None:
-    """Write the files that the settings name, and an upstream authenticator reads as well: CAs and policy.
+def write_inputs(places: Places, config: CharmConfig, policy: bytes | None, credentials: str = "") -> None:
+    """Write the files that the settings name, and an upstream authenticator reads as well: CAs, policy, sync.
 
     Args:
         places: where.
         config: the options.
         policy: the bytes of policy.json; None leaves the one that is there until the settings no longer name it.
+        credentials: Keystone's account for sync.
     """
     group = host.group_id(NAME)
-    for path, text in ((places.keystone_ca, config.keystone_ca), (places.backend_ca, config.auth_server_ca)):
+    for path, text in (
+        (places.keystone_ca, config.keystone_ca),
+        (places.backend_ca, config.auth_server_ca),
+        (places.sync_config, config.sync_config.strip() and config.sync_config),
+        (places.sync_credentials, credentials),
+    ):
         if text:
             files.write(path, text.encode(), 0o640, group)
     if policy is not None:
@@ -280,6 +379,16 @@ def write_settings(
         "flags": None if flags is None else str(flags),
         "authentication_backend": _backend(backends.authentication),
         "authorization_backend": _backend(backends.authorization),
+        "kubeconfig": str(places.kubeconfig) if config.in_cluster else None,
+        "sync": {
+            "config": str(places.sync_config),
+            "credentials": str(places.sync_credentials) if config.sync_credentials else None,
+            "prune": config.sync_prune,
+            "interval": SYNC_EVERY,
+        }
+        if config.sync_config.strip()
+        else None,
+        "policy_configmap": config.policy_configmap or None,
         "log_level": config.log_level,
     }
     files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, host.group_id(NAME))
@@ -291,6 +400,9 @@ def remove_unused_inputs(places: Places, config: CharmConfig) -> None:
         (places.keystone_ca, config.keystone_ca),
         (places.backend_ca, config.auth_server_ca),
         (places.policy, config.policy.strip()),
+        (places.sync_config, config.sync_config.strip()),
+        (places.sync_credentials, config.sync_credentials),
+        (places.kubeconfig, config.in_cluster),
     ):
         if not text:
             files.remove(path)
@@ -474,12 +586,20 @@ def _shipped_program(places: Places) -> list[str]:
     return [str(launcher)] if launcher.exists() else [sys.executable, "-m", "keystone_authenticator"]
 
 
-def _run_cli(program: list[str], arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
+def _run_cli(
+    program: list[str], arguments: list[str], text: str, seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
     # Not the charm's own module path (the launcher takes none anyway), but for the module in a development checkout.
     environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": str(Path(__file__).parent)}
     try:
         return subprocess.run(
-            [*program, *arguments], input=text, capture_output=True, text=True, timeout=60, check=False, env=environment
+            [*program, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkloadError(f"the authenticator's command line does not run: {error}") from error
@@ -533,6 +653,8 @@ def _raise_if_taken(listen: Listen) -> None:
 def _in_force(want: dict[str, str]) -> Status:
     now = status()
     have: dict[str, _Part] = {"settings": now.settings, "policy": now.policy, "tls": now.tls}
+    if now.policy.configmap is not None and now.policy.configmap.state == "present":
+        want = {name: digest for name, digest in want.items() if name != "policy"}  # that one is not looked at
     for name, digest in want.items():
         if have[name].error:
             raise WorkloadError(f"the authenticator refuses its {name}: {have[name].error}")

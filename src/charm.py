@@ -22,6 +22,7 @@ try:
     import apiserver
     import authenticator
     import check_authentication
+    import cluster_user
     import files
     import flags
     import keystone_charm
@@ -29,9 +30,10 @@ try:
     import observability
     import owner
     import reach
+    import secret
     import upstream
     import webhook
-    from authenticator import Backend, Backends, Policy, WorkloadError
+    from authenticator import Backend, Backends, Policy, Status, WorkloadError
     from config import CharmConfig, load
     from errors import Blocked, OperatorError, Waiting
     from files import Places
@@ -63,6 +65,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             self.on.config_changed,
             self.on.update_status,
             self.on.upgrade_charm,
+            self.on.secret_changed,
             relation.relation_created,
             relation.relation_joined,
             relation.relation_changed,
@@ -84,6 +87,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
         framework.observe(self.on.get_kubeconfig_action, self._on_get_kubeconfig)
         framework.observe(self.on.check_authentication_action, self._on_check_authentication)
+        framework.observe(self.on.sync_action, self._on_sync)
 
     @property
     def place(self) -> apiserver.Place:
@@ -171,6 +175,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             ) from None
         return check_authentication.clean(content.get("token", ""), "token-secret (its key token)")
 
+    def _on_sync(self, event: ops.ActionEvent) -> None:
+        self._act(event, lambda: actions.sync(self.places, self._config(), event.load_params(actions.SyncParameters)))
+
     def _act(self, event: ops.ActionEvent, action: Callable[[], Mapping[str, str | int]]) -> None:
         try:
             owner.check(self.places, self.unit.name)
@@ -213,6 +220,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
+        for warning in authenticator.validate_sync(self.places, config) if config.sync_config.strip() else ():
+            logger.warning("sync-config: %s", warning)
+        credentials = ""
+        if config.sync_credentials:
+            credentials = secret.read(self.model, "sync-credentials", config.sync_credentials)
+            authenticator.validate_credentials(self.places, credentials)
         layout = None if config.api_server == "manual" else apiserver.detect(config.api_server, self.place)
         missing = flags.missing(layout, config)
         if layout is not None:
@@ -229,7 +242,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.install(self.places)
         owner.claim(self.places, self.unit.name)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
-        authenticator.write_inputs(self.places, config, policy.content if policy else None)
+        authenticator.write_inputs(self.places, config, policy.content if policy else None, credentials)
         behind = None
         if download is not None:
             behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
@@ -263,7 +276,20 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
         if layout is not None and not missing.authentication:
             found.append(_BEHIND)
-        return ops.ActiveStatus(self._summary(config, found, policy, status.keystone.outage))
+        summary = self._summary(config, found, policy, status.keystone.outage)
+        return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout)]))
+
+    def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
+        """Have the authenticator's own user in the cluster be there, and say how what it does there goes.
+
+        Users log in without it: what is wrong with it is told, and is no reason to block.
+        """
+        try:
+            cluster_user.ensure(self.places, config, layout, self.unit.name, authenticator.group())
+        except cluster_user.NotAvailable as error:
+            logger.warning("no user in the cluster for the authenticator: %s", error)
+            return [_told(error)] if config.in_cluster else []
+        return _told_of_cluster(authenticator.status()) if config.in_cluster else []
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -347,6 +373,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
         if owner.other(self.places, self.unit.name) is None:
             wired = apiserver.wired(self.place)
+            if self.places.cluster_user.exists():
+                cluster_user.remove(self.places, wired or self._found_layout())
             if wired is not None:
                 apiserver.remove(wired, self._announce)
             again.uninstall(self.places)
@@ -354,12 +382,18 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
+    def _found_layout(self) -> apiserver.Layout | None:
+        try:
+            return apiserver.detect("auto", self.place)
+        except apiserver.WiringError:
+            return None
+
     def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, outage: str | None) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [*found]
         if config.authorization_service:
             parts.append("access reviews go to authz-server-url")
-        else:
+        elif policy or not config.policy_configmap:
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
         if config.keystone_overridden:
             parts.append("keystone-url wins over keystone-credentials")
@@ -375,6 +409,25 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             logger.warning("no answers about Keystone's tokens: %s", outage)
             parts.append(f"no answers about Keystone's tokens: {outage}")
         return "ready: " + ", ".join(parts)
+
+
+def _told_of_cluster(status: Status) -> list[str]:
+    """Say what is in force of what lies in the cluster, and what is wrong with it."""
+    parts = []
+    configmap = status.policy.configmap
+    if configmap is not None:
+        wrong = configmap.error or (status.policy.error if configmap.state == "present" else None)
+        if wrong:
+            parts.append(f"policy-configmap not used, what was in force still is: {wrong[:200]}")
+        elif status.policy.source == "configmap":
+            parts.append(f"the policy in force is {configmap.name}'s, {status.policy.rules} rules")
+        else:
+            parts.append(f"policy-configmap {configmap.name} is {configmap.state}")
+    if status.sync is not None:
+        wrong = status.sync.error or status.sync.passes.error
+        well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
+        parts.append(f"sync: {wrong[:200]}" if wrong else well)
+    return parts
 
 
 def _told(error: Exception | str) -> str:

@@ -170,6 +170,11 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     authz_server_url: ServerUrl = ""
     auth_server_ca: Pem = ""
     policy: str = ""
+    policy_configmap: str = ""
+    sync_config: str = ""
+    sync_prune: Literal["off", "empty", "all"] = "off"
+    sync_credentials: str = ""
+    sync_kubeconfig: str = ""
     upstream_compatible: bool = False
     default_domain: str = "default"
     token_cache_ttl: Annotated[int, pydantic.Field(ge=0, le=3600)] = 60
@@ -231,6 +236,32 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
             raise ValueError(f"{value[:64]!r}… is longer than a domain's ID can be (64)")
         return value
 
+    @pydantic.field_validator("policy_configmap")
+    @classmethod
+    def _check_configmap(cls, value: str) -> str:
+        value = value.strip()
+        name = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+        if value and not re.fullmatch(rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?/{name}", value):
+            raise ValueError(f"{_shown(value)} is not namespace/name, such as kube-system/k8s-auth-policy")
+        return value
+
+    @pydantic.field_validator("sync_credentials")
+    @classmethod
+    def _check_credentials(cls, value: str) -> str:
+        value = value.strip()
+        # Whatever else is there may be the secret itself: nothing of it is repeated.
+        if value and not re.fullmatch(r"secret:\S+|/\S+", value):
+            raise ValueError("names neither a Juju secret (secret:…) nor a file of root's on the units (/…)")
+        return value
+
+    @pydantic.field_validator("sync_kubeconfig")
+    @classmethod
+    def _check_kubeconfig(cls, value: str) -> str:
+        value = value.strip()
+        if value and not value.startswith("/"):
+            raise ValueError("is not the absolute path of a file of root's on the units")
+        return value
+
     @pydantic.field_validator("api_server")
     @classmethod
     def _check_api_server(cls, value: str) -> str:
@@ -260,6 +291,14 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
             )
         if self.k8s_keystone_auth_sha256 and not self.k8s_keystone_auth_url:
             raise ConfigError("k8s-keystone-auth-sha256", "is set without k8s-keystone-auth-url; set both or neither")
+        if self.policy_configmap and (self.k8s_keystone_auth_url or self.authorization_service):
+            raise ConfigError("policy-configmap", "would never be read: another authorizer than ours decides on access")
+        if self.sync_credentials and not self.sync_config.strip():
+            raise ConfigError("sync-credentials", "is set without sync-config, which says what is to be kept in step")
+        if self.sync_prune != "off" and not self.sync_credentials:
+            raise ConfigError("sync-prune", "needs sync-credentials: only Keystone knows which projects are gone")
+        if self.api_server == "manual" and self.in_cluster and not self.sync_kubeconfig:
+            raise ConfigError("sync-kubeconfig", "is needed with api-server=manual, where no administrator is known")
         return self
 
     @property
@@ -293,7 +332,12 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @property
     def authorization(self) -> bool:
         """Whether the API server shall ask us about access."""
-        return bool(self.policy.strip()) or self.authorization_service is not None
+        return bool(self.policy.strip() or self.policy_configmap) or self.authorization_service is not None
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the authenticator has something to read or write in the cluster."""
+        return bool(self.sync_config.strip() or self.policy_configmap)
 
     @property
     def keystone_overridden(self) -> bool:

@@ -57,6 +57,31 @@ class Places:
         return self.etc / "policy.json"
 
     @property
+    def sync_config(self) -> Path:
+        """The sync configuration as it was validated."""
+        return self.etc / "sync.yaml"
+
+    @property
+    def sync_credentials(self) -> Path:
+        """Keystone's account for sync."""
+        return self.etc / "sync-credentials"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """How the authenticator reaches the cluster, for what it reads and writes there."""
+        return self.etc / "kubeconfig"
+
+    @property
+    def cluster_user(self) -> Path:
+        """What the charm has made in the cluster for that, and until when its token is good."""
+        return self.state / "cluster-user"
+
+    @property
+    def sync_report(self) -> Path:
+        """The table of the last `sync` action."""
+        return self.state / "sync-report.tsv"
+
+    @property
     def keystone_ca(self) -> Path:
         """The CA of Keystone's certificate, where one is set."""
         return self.etc / "keystone-ca.pem"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keystone_authenticator import __version__, access_rules, document, policy, settings
-from keystone_authenticator.identity import Naming, Subject, by_id, by_name, is_reserved
+from keystone_authenticator.identity import Naming, RoleMapping, Subject, by_id, by_name, is_reserved
 from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.settings import SettingsError
 
@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     validate = commands.add_parser("validate-policy", help="check a policy in YAML or JSON")
     validate.add_argument("file", metavar="FILE", help="the policy, or - for standard input")
     validate.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
+    validate_sync = commands.add_parser("validate-sync", help="check a sync configuration in YAML or JSON")
+    validate_sync.add_argument("file", metavar="FILE", help="the configuration, or - for standard input")
+    validate_sync.add_argument("--upstream-compatible", action="store_true", help="check it for that mode")
+    commands.add_parser("validate-credentials", help="check Keystone's account for sync, from standard input")
     explain = commands.add_parser(
         "explain", help="say which item of the policy decides a request (JSON on standard input)"
     )
@@ -40,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         "identify", help="ask Keystone itself whose a token is (on standard input), past all caches"
     )
     identify.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in JSON")
+    sync = commands.add_parser("sync", help="bring the cluster in step with Keystone, once; prints a summary in JSON")
+    sync.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in JSON")
+    sync.add_argument("--dry-run", action="store_true", help="change nothing, say what would be changed")
+    sync.add_argument("--report", type=Path, metavar="FILE", help="a table of all changes and problems, by tabs")
     options = parser.parse_args(arguments)
     try:
         if options.command == "serve":
@@ -48,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _validate(options.file, options.upstream_compatible)
         if options.command == "identify":
             return _identify(options.config)
+        if options.command == "validate-sync":
+            return _validate_sync(options.file, options.upstream_compatible)
+        if options.command == "validate-credentials":
+            return _validate_credentials()
+        if options.command == "sync":
+            return _sync(options.config, options.dry_run, options.report)
         return _explain(options.config)
     except (SettingsError, _UsageError) as error:
         print(f"keystone-authenticator: {error}", file=sys.stderr)
@@ -150,6 +164,30 @@ class _OneLine(logging.Formatter):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# sync
+
+
+def _sync(config: Path, dry_run: bool, report: Path | None) -> int:
+    from keystone_authenticator.sync import passes
+
+    found, _ = settings.load(config)
+    # Reviews come first, and memory that is short is to be taken from here.
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+    try:
+        with open(report, "w", encoding="utf-8") if report else contextlib.nullcontext() as table:  # noqa: PTH123
+            summary = asyncio.run(passes.run(found, dry_run, table))
+    except passes.PassError as error:
+        summary = passes.Summary(error=str(error))
+    except OSError as error:
+        raise _UsageError(f"{report}: {error.strerror}") from None
+    _print(summary)
+    return 0 if summary.error is None else 1
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # policy
 
 
@@ -179,6 +217,30 @@ def _validate(name: str, upstream_compatible: bool) -> int:
         }
     )
     return 0 if checked.items is not None else 1
+
+
+def _validate_sync(name: str, upstream_compatible: bool) -> int:
+    from keystone_authenticator.sync import config
+
+    checked = config.check(_read_input(name), upstream_compatible)
+    _print(
+        {
+            "valid": checked.config is not None,
+            "errors": [vars(problem) for problem in checked.errors],
+            "warnings": [vars(problem) for problem in checked.warnings],
+        }
+    )
+    return 0 if checked.config is not None else 1
+
+
+def _validate_credentials() -> int:
+    from keystone_authenticator.sync.directory import CredentialsError, login
+
+    try:
+        login(sys.stdin.buffer.read())
+    except CredentialsError as error:
+        raise _UsageError(str(error)) from None
+    return 0
 
 
 _QUESTION_TEXTS = (
@@ -273,8 +335,10 @@ def _subject(naming: Naming, question: _Question) -> Subject:
         if is_reserved(user):
             raise _NoSuchUser(f"the user name {user!r} is reserved: its tokens are refused")
         members = [group for group in question.groups if not is_reserved(group)]
+        members += naming.mapped_groups(roles)
+        name = naming.username(user, texts["domain"], roles) if user else ""
         return Subject(
-            frozenset((user, user_id)) - {""},
+            frozenset((name, user_id)) - {""},
             frozenset((*members, project, _AUTHENTICATED)) - {""},
             frozenset((project, project_name)) - {""},
             frozenset(roles),
@@ -344,7 +408,7 @@ def _explain(config: Path) -> int:
         "reason": "there is no policy; RBAC decides",
         "misses": [],
     }
-    naming = Naming(found.default_domain, found.upstream_compatible)
+    naming = Naming(found.default_domain, found.upstream_compatible, _mappings(found))
     if found.policy is not None:
         checked = policy.check(_read_input(str(found.policy)), naming.upstream_compatible)
         if checked.items is None:
@@ -369,6 +433,17 @@ def _explain(config: Path) -> int:
         answer["reason"] += f"; but it is {found.authorization_backend.url} that decides, by a policy of its own"
     _print(answer)
     return 0
+
+
+def _mappings(found: settings.Settings) -> tuple[RoleMapping, ...]:
+    if found.sync is None:
+        return ()
+    from keystone_authenticator.sync.config import SyncConfigError, load
+
+    try:
+        return load(_read_input(str(found.sync.config)), found.upstream_compatible).mappings
+    except SyncConfigError as error:
+        raise _UsageError(f"{found.sync.config}: {error}") from None
 
 
 def _by_rules(texts: Sequence[str], item: int | None, request: policy.Request) -> dict[str, Any]:

@@ -423,8 +423,17 @@ class BackendValidator:
 class KeystoneTokens:
     """The source for tokens of Keystone's shape, with cache, single flight and grace."""
 
-    def __init__(self, validator: Validator, ttl: float, grace: float, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        validator: Validator,
+        ttl: float,
+        grace: float,
+        metrics: Metrics | None = None,
+        noted: Callable[[Identity], None] = lambda _: None,
+    ) -> None:
+        """`noted` is told whose each token is that Keystone has just vouched for; it may not wait, nor fail."""
         self._validator = validator
+        self._noted = noted
         self._ttl = ttl
         self._grace = grace
         self._metrics = metrics or Metrics()
@@ -542,6 +551,7 @@ class KeystoneTokens:
         self._refused.drop(digest)
         self._known.put(digest, known)
         self._checked_at = max(self._checked_at, known.checked_at)
+        self._noted(known.identity)
         return known
 
     def sweep(self) -> None:

@@ -13,7 +13,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from keystone_authenticator import reviews
@@ -99,6 +99,17 @@ def parse(content: bytes) -> Displaced | None:
     if kubeconfig is None:
         raise ChainError("no kubeconfig in it, and it does not say none")
     return _Kubeconfig(*kubeconfig, files).displaced(version, ttl)
+
+
+def read_kubeconfig(path: Path) -> Displaced:
+    """Read a kubeconfig that the charm wrote: whom it leads to and as whom, certificates and keys inline.
+
+    Raises:
+        ChainError: it cannot be used; the message names file and key.
+        OSError: it cannot be read.
+
+    """
+    return _Kubeconfig(PurePosixPath(path), path.read_bytes(), {}).displaced("v1", 0)
 
 
 def _duration(text: str, number: int) -> float:

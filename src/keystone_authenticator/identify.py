@@ -10,8 +10,8 @@ from typing import Any
 from keystone_authenticator.authentication import KeystoneValidator, has_keystone_shape
 from keystone_authenticator.identity import Naming
 from keystone_authenticator.keystone import DEADLINE, Keystone, Refused
-from keystone_authenticator.outbound import CannotTell, Client, TlsMaterialError
-from keystone_authenticator.service import remote_context, rfc3339
+from keystone_authenticator.outbound import CannotTell, Client, TlsMaterialError, remote_context
+from keystone_authenticator.service import rfc3339
 from keystone_authenticator.settings import Settings
 
 
@@ -30,7 +30,7 @@ async def identify(settings: Settings, token: str) -> dict[str, Any]:
     if settings.authentication_backend is not None:
         return {"verdict": "elsewhere", "reason": settings.authentication_backend.url}
     try:
-        context = remote_context(settings.keystone)
+        context = remote_context(settings.keystone.url, settings.keystone.ca)
     except (TlsMaterialError, OSError) as error:
         return {"verdict": "cannot-tell", "reason": str(error)}
     keystone = Keystone(settings.keystone.url, Client("Keystone", context, DEADLINE))

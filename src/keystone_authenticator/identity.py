@@ -62,17 +62,23 @@ class Account:
     application_credential_id: str | None = None
     # As texts in one spelling (`access_rules`); None: its token may do all that its user may.
     access_rules: tuple[str, ...] | None = None
+    # Whether its token may have fewer roles than its user has there: credentials and trusts delegate some of them.
+    partial: bool = False
 
 
 @dataclass(frozen=True, eq=True)
 class Identity:
-    """A Kubernetes user; `answers` keeps the serialised reviews that say so, by API version."""
+    """A Kubernetes user; `answers` keeps the serialised reviews that say so, by API version.
+
+    `partial`: its user may have more roles in the project than `extra` names.
+    """
 
     username: str
     uid: str
     groups: tuple[str, ...]
     extra: tuple[tuple[str, tuple[str, ...]], ...]
     answers: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    partial: bool = True
 
 
 class Marks(
@@ -128,11 +134,25 @@ def is_reserved(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class RoleMapping:
+    """What whoever holds a role in a token's project gets: further groups, another user name (empty: none)."""
+
+    role: str
+    username: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Naming:
-    """How names are spelled: the domain whose names go bare, and the mode."""
+    """How names are spelled: the domain whose names go bare, the mode, and the operator's role mappings.
+
+    What the mappings name is the operator's word and taken as it stands; that it is no name of Kubernetes' own, and
+    that user names are changed in upstream-compatible mode only, is checked where they are read (`sync.config`).
+    """
 
     default_domain: str
     upstream_compatible: bool
+    mappings: tuple[RoleMapping, ...] = ()
 
     def _qualified(self, name: str, domain_id: str) -> str:
         return encode(name) if domain_id == self.default_domain else f"{encode(name)}@{encode(domain_id)}"
@@ -144,6 +164,20 @@ class Naming:
     def group(self, name: str, domain_id: str) -> str:
         """The native name of a Keystone group."""
         return f"{PREFIX}group:{self._qualified(name, domain_id)}"
+
+    def username(self, name: str, domain_id: str, roles: Collection[str]) -> str:
+        """The user name that reviews give: the mode's, or that of the last mapping of one of the roles that names one.
+
+        Raises:
+            UnusableIdentityError: in upstream-compatible mode, the bare name is one that Kubernetes keeps for itself.
+
+        """
+        if self.upstream_compatible and is_reserved(name):
+            raise UnusableIdentityError(f"the user name {name!r} is reserved")
+        mapped = [mapping.username for mapping in self._mappings_of(roles) if mapping.username]
+        if mapped:
+            return mapped[-1]
+        return name if self.upstream_compatible else self.user(name, domain_id)
 
     @staticmethod
     def project(project_id: str) -> str:
@@ -179,18 +213,18 @@ class Naming:
             username, members = self.credential(account.application_credential_id), ()
             uid = account.application_credential_id
         elif self.upstream_compatible:
-            if is_reserved(account.user_name):
-                raise UnusableIdentityError(f"the user name {account.user_name!r} is reserved")
-            username = account.user_name
+            username = self.username(account.user_name, account.user_domain_id, account.roles)
             bare = [group.name for group in groups if not is_reserved(group.name)]
             members = (*dict.fromkeys((*sorted(bare), account.project_id)),)
         else:
-            username = self.user(account.user_name, account.user_domain_id)
+            username = self.username(account.user_name, account.user_domain_id, account.roles)
             members = (
                 *sorted({self.group(group.name, group.domain_id) for group in groups}),
                 self.project(account.project_id),
                 *(self.role(account.project_id, role) for role in account.roles),
             )
+        if account.access_rules is None:
+            members = (*dict.fromkeys((*members, *self.mapped_groups(account.roles))),)
         extra = [
             (ROLES, account.roles),
             (PROJECT_ID, (account.project_id,)),
@@ -207,7 +241,14 @@ class Naming:
                 (USER_NAME, (account.user_name,)),
                 (ACCESS_RULES, account.access_rules),
             ]
-        return Identity(username, uid, members, tuple(extra))
+        return Identity(username, uid, members, tuple(extra), partial=account.partial)
+
+    def mapped_groups(self, roles: Collection[str]) -> list[str]:
+        """The groups that the mappings of these roles add, as they are written."""
+        return [group for mapping in self._mappings_of(roles) for group in mapping.groups]
+
+    def _mappings_of(self, roles: Collection[str]) -> list[RoleMapping]:
+        return [mapping for mapping in self.mappings if mapping.role in roles]
 
     def subject(self, username: str, uid: str, groups: Sequence[str], marks: Marks) -> Subject | None:
         """Read a user in an access review; None if it did not come from here, so that there is nothing to say about it.

@@ -217,6 +217,7 @@ def _valid_token(token: dict[str, Any]) -> ValidToken:
         roles=tuple(sorted({_text(role, "name") for role in token["roles"]})),
         application_credential_id=_text(credential, "id") if credential is not None else None,
         access_rules=rules,
+        partial=credential is not None or any(token.get(key) for key in ("OS-TRUST:trust", "OS-OAUTH1")),
     )
     # Keystone gives nobody a token without a role, but validates one whose roles were all taken away since, where it
     # kept no revocation of it: members of a federated group, say.

@@ -76,7 +76,7 @@ class Metrics:
 
 TOKEN_RESULTS = ("authenticated", "refused", "error")
 ACCESS_RESULTS = ("allowed", "no_opinion", "error")
-SERVICES = ("keystone", "authentication_backend", "authorization_backend", "cluster_webhook")
+SERVICES = ("keystone", "authentication_backend", "authorization_backend", "cluster_webhook", "kubernetes")
 
 
 class Text:

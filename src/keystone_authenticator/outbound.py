@@ -7,12 +7,14 @@ user's call to another's. What an answer means is for the caller to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
@@ -50,11 +52,15 @@ class TlsMaterialError(Exception):
 
 
 class Answer(NamedTuple):
-    """An HTTP answer, whole; `request_id` is what an OpenStack service calls the request in its own log."""
+    """An HTTP answer, whole; `request_id` is what an OpenStack service calls the request in its own log.
+
+    `subject_token` is the token that Keystone gives to whoever logs in.
+    """
 
     status: int
     body: bytes
     request_id: str = ""
+    subject_token: str = ""
 
 
 def client_context(ca: str | None, certificate: bytes | None = None, key: bytes | None = None) -> ssl.SSLContext:
@@ -74,6 +80,23 @@ def client_context(ca: str | None, certificate: bytes | None = None, key: bytes 
     if certificate is not None:
         load_certificate(context, certificate, key if key is not None else certificate)
     return context
+
+
+def remote_context(url: str, ca: Path | None) -> ssl.SSLContext | None:
+    """The TLS context for calls to a service whose CA is in a file (None: the system's); None without TLS.
+
+    Raises:
+        TlsMaterialError: the file cannot be read or used.
+
+    """
+    if not url.startswith("https:"):
+        return None
+    try:
+        return client_context(ca.read_text("ascii") if ca is not None else None)
+    except OSError as error:
+        raise TlsMaterialError(f"{ca}: {error.strerror}") from None
+    except (TlsMaterialError, UnicodeDecodeError) as error:
+        raise TlsMaterialError(f"{ca}: {error}") from None
 
 
 def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
@@ -168,14 +191,19 @@ class Client:
         limit: int = 32,
         server_name: str | None = None,
         calls: Calls | None = None,
+        most: int = MAX_ANSWER,
     ) -> None:
-        """Calls end after `deadline` seconds and are counted in `calls`; `name` is what messages call the service."""
+        """Calls end after `deadline` seconds and are counted in `calls`; `name` is what messages call the service.
+
+        `most` is how many bytes an answer may have, `limit` how many calls are made at once.
+        """
         self._name = name
         self._context = context
         self._server_name = server_name
         self._deadline = deadline
         self._limit = limit
         self._calls = calls or Calls()
+        self._most = most
         self._pool: _Pool | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._resolver: _Resolver | None = None
@@ -251,6 +279,46 @@ class Client:
     async def _once(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float
     ) -> Answer:
+        async with self._response(method, url, headers, body, aiohttp.ClientTimeout(total=seconds)) as response:
+            parts, size = [], 0
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > self._most:
+                    raise CannotTell(f"{self._name} answered with more than {self._most} bytes")
+                parts.append(part)
+            found = _REQUEST_ID.fullmatch(response.headers.get("X-Openstack-Request-Id", ""))
+            token = response.headers.get("X-Subject-Token", "")
+            return Answer(response.status, b"".join(parts), found.group() if found else "", token)
+
+    async def lines(self, url: str, headers: Mapping[str, str], silence: float) -> AsyncIterator[bytes]:
+        """The lines of an answer that has no end, such as a watch, as they come.
+
+        Raises:
+            CannotTell: it is no 200, a line is too long, or there was silence for so many seconds.
+
+        """
+        began, status = time.monotonic(), 0
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadline, sock_read=silence)
+        try:
+            async with self._response("GET", url, headers, None, timeout) as response:
+                status = response.status
+                if status != 200:
+                    raise CannotTell(f"{self._name} answered with status {status}")
+                rest = b""
+                async for part in response.content.iter_any():
+                    *whole, rest = (rest + part).split(b"\n")
+                    for line in whole:
+                        yield line
+                    if len(rest) > self._most:
+                        raise CannotTell(f"{self._name} answered with more than {self._most} bytes")
+        finally:
+            self._calls.ended(status, time.monotonic() - began)
+
+    @contextlib.asynccontextmanager
+    async def _response(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer's head, and its body to be read; whatever goes wrong meanwhile is `CannotTell`."""
         pool = self._open()
         pool.calls += 1
         answered = False
@@ -262,17 +330,10 @@ class Client:
                 data=body,
                 allow_redirects=False,
                 server_hostname=self._server_name,
-                timeout=aiohttp.ClientTimeout(total=seconds),
+                timeout=timeout,
             ) as response:
-                parts, size = [], 0
-                async for part in response.content.iter_any():
-                    size += len(part)
-                    if size > MAX_ANSWER:
-                        raise CannotTell(f"{self._name} answered with more than {MAX_ANSWER} bytes")
-                    parts.append(part)
+                yield response
                 answered = True
-                found = _REQUEST_ID.fullmatch(response.headers.get("X-Openstack-Request-Id", ""))
-                return Answer(response.status, b"".join(parts), found.group() if found else "")
         except asyncio.TimeoutError:
             raise CannotTell(f"{self._name} did not answer within {self._deadline:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:

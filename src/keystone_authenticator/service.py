@@ -47,14 +47,20 @@ from keystone_authenticator.authentication import (
 from keystone_authenticator.backend import DEADLINE as BACKEND_DEADLINE
 from keystone_authenticator.backend import Backend
 from keystone_authenticator.chain import ChainedWebhook, ChainError
-from keystone_authenticator.identity import Naming
+from keystone_authenticator.identity import Identity, Naming
 from keystone_authenticator.keystone import DEADLINE, Keystone
+from keystone_authenticator.kubernetes import KubeconfigError, Kubernetes
 from keystone_authenticator.metrics import ACCESS_RESULTS, CONTENT_TYPE, TOKEN_RESULTS, Metrics
-from keystone_authenticator.outbound import Client, TlsMaterialError, client_context, load_certificate
+from keystone_authenticator.outbound import Client, TlsMaterialError, load_certificate, remote_context
 from keystone_authenticator.policy import Policy, PolicyError, check
+from keystone_authenticator.policy_configmap import PolicyConfigMap
 from keystone_authenticator.reviews import AccessReview, NotAReview, TokenReview
 from keystone_authenticator.server import Limits, Listener, Reply, Request, text
-from keystone_authenticator.settings import Address, Remote, SettingsError
+from keystone_authenticator.settings import Address, SettingsError
+from keystone_authenticator.sync.config import SyncConfig, SyncConfigError
+from keystone_authenticator.sync.following import PassCounts, Passes, told
+from keystone_authenticator.sync.logins import Counts, Logins
+from keystone_authenticator.sync.passes import read_config
 
 logger = logging.getLogger("keystone_authenticator.service")
 
@@ -135,21 +141,6 @@ def server_context(tls: settings.Tls) -> tuple[ssl.SSLContext, bytes]:
             raise TlsMaterialError(f"{tls.client_ca}: not usable PEM: {error}") from None
         context.verify_mode = ssl.CERT_OPTIONAL
     return context, certificate
-
-
-def remote_context(remote: Remote) -> ssl.SSLContext | None:
-    """The TLS context for calls to a service; None without TLS.
-
-    Raises:
-        TlsMaterialError, OSError: its CA file cannot be read or used.
-
-    """
-    if not remote.url.startswith("https:"):
-        return None
-    try:
-        return client_context(read(remote.ca).decode("ascii") if remote.ca is not None else None)
-    except (TlsMaterialError, UnicodeDecodeError) as error:
-        raise TlsMaterialError(f"{remote.ca}: {error}") from None
 
 
 class WebhookHandler:
@@ -288,11 +279,19 @@ class Service:
         self._config = config
         self._settings_part, self._policy_part, self._chain_part = _Part(), _Part(), _Part()
         self._tls_part, self._keystone_part, self._access_part = _Part(), _Part(), _Part()
+        self._sync_part, self._writing_part, self._configmap_part = _Part(), _Part(), _Part()
         self._settings_part.changed(stamp(config))
         self.settings, digest = settings.load(config)
         self._settings_part.succeeded(digest)
         self._started = time.time()
         self._policy: Policy | None = None
+        self._policy_source = "none"
+        self._configmap: PolicyConfigMap | None = None
+        self._sync = SyncConfig()
+        self._logins: Logins | None = None
+        self._login_counts = Counts()
+        self._passes: Passes | None = None
+        self._pass_counts = PassCounts()
         self._policy_ms = 0.0
         self._chain_state = "off"
         self._keystone: Keystone | None = None
@@ -318,7 +317,7 @@ class Service:
 
     @property
     def _naming(self) -> Naming:
-        return Naming(self.settings.default_domain, self.settings.upstream_compatible)
+        return Naming(self.settings.default_domain, self.settings.upstream_compatible, self._sync.mappings)
 
     # -- running
 
@@ -356,7 +355,8 @@ class Service:
             await self._webhook.drain(DRAIN_QUIET, DRAIN_DEADLINE)
         if self._private is not None:
             await self._private.drain(0, 1)
-        for part in (self.authenticator.keystone, self.authenticator.cluster, self._backend):
+        own = (self._logins, self._passes, self._configmap)
+        for part in (self.authenticator.keystone, self.authenticator.cluster, self._backend, *own):
             if part is not None:
                 await part.close()
 
@@ -411,6 +411,8 @@ class Service:
         """Look at all files, and rebuild what is made from one that has changed."""
         self._look_at_settings()
         self._look_at_tls()
+        self._look_at_sync()
+        self._look_at_configmap()
         await self._look_at_policy()
         self._look_at_keystone()
         self._look_at_chain()
@@ -441,29 +443,92 @@ class Service:
         self._certificate_ends = certificates.ends(certificate)
         self._tls_part.succeeded(hashlib.sha256(certificate).hexdigest())
 
+    def _look_at_sync(self) -> None:
+        now = self.settings
+        if self._sync_part.changed((now.sync, stamp(now.sync.config if now.sync else None), now.upstream_compatible)):
+            try:
+                if now.sync is None:
+                    self._sync = SyncConfig()
+                    self._sync_part.succeeded(None)
+                else:
+                    content = read(now.sync.config)
+                    self._sync = read_config(now.sync.config, now.upstream_compatible)
+                    self._sync_part.succeeded(hashlib.sha256(content).hexdigest())
+            except (SyncConfigError, OSError) as error:
+                self._sync_part.failed("the sync configuration stays as it was", error)
+        credentials = now.sync.credentials if now.sync else None
+        made_from = (self._sync, now.sync, now.kubeconfig, stamp(now.kubeconfig), stamp(credentials), self._naming)
+        if not self._writing_part.changed(made_from):
+            return
+        logins, passes = None, None
+        try:
+            if now.sync is not None and now.kubeconfig is not None and self._sync.writes:
+                calls = self.metrics.calls["kubernetes"]
+                kube = Kubernetes(now.kubeconfig, calls, limit=2)
+                logins = Logins(kube, self._sync, self._login_counts, self._logins)
+                if credentials is not None:
+                    kube = Kubernetes(now.kubeconfig, calls, limit=1)
+                    passes = Passes(kube, self._config, now.sync.interval, self._pass_counts)
+        except KubeconfigError as error:
+            self._writing_part.failed("nothing is written into the cluster", error)
+        else:
+            self._writing_part.succeeded(None)
+        self._close_now(self._logins)
+        self._close_now(self._passes)
+        self._logins, self._passes = logins, passes
+
+    def _note(self, identity: Identity) -> None:
+        if self._logins is not None:
+            self._logins.note(identity)
+
+    def _look_at_configmap(self) -> None:
+        named, kubeconfig = self.settings.policy_configmap, self.settings.kubeconfig
+        if not self._configmap_part.changed((named, kubeconfig, stamp(kubeconfig))):
+            return
+        before, self._configmap = self._configmap, None
+        self._close_now(before)
+        if named is None or kubeconfig is None:
+            self._configmap_part.succeeded(None)
+            return
+        try:
+            kube = Kubernetes(kubeconfig, self.metrics.calls["kubernetes"], limit=2)
+        except KubeconfigError as error:
+            self._configmap_part.failed("the policy's ConfigMap cannot be read", error)
+            return
+        self._configmap = PolicyConfigMap(kube, *named)
+        if before is not None:
+            # Another way to it, or another one: until it has been looked at, what was there counts.
+            self._configmap.content = before.content
+        self._configmap_part.succeeded(None)
+
     async def _look_at_policy(self) -> None:
         path, naming = self.settings.policy, self._naming
-        if not self._policy_part.changed((path, stamp(path), naming)):
+        content = self._configmap.content if self._configmap is not None else None
+        # While the ConfigMap is there it wins.
+        wanted = path if content is None else content
+        source = "configmap" if content is not None else "none" if path is None else "option"
+        if not self._policy_part.changed((wanted, stamp(path) if content is None else None, naming)):
             return
-        if path is None:
-            self._policy = None
+        if wanted is None:
+            self._policy, self._policy_source = None, source
             self._policy_part.succeeded(None)
             return
         try:
             # A policy of many items takes a while, and requests do not wait for it.
             policy, digest, milliseconds = await asyncio.get_running_loop().run_in_executor(
-                None, load_policy, path, naming
+                None, load_policy, wanted, naming
             )
         except (PolicyError, OSError) as error:
-            self._policy_part.failed("the policy stays as it was", error)
+            where = f"{'/'.join(self.settings.policy_configmap or ())}: " if content is not None else ""
+            self._policy_part.failed("the policy stays as it was", _NotUsed(f"{where}{error}"))
             self.metrics.policy_failures += 1
             if self._policy is not None:
                 # The last good items, but the names as the settings now want them.
                 self._policy = Policy(self._policy.items, naming)
             return
-        self._policy, self._policy_ms = policy, milliseconds
+        self._policy, self._policy_ms, self._policy_source = policy, milliseconds, source
         self._policy_part.succeeded(digest)
-        logger.info("a policy of %d items is in force", len(policy.items))
+        logger.info("a policy of %d items is in force, from the %s", len(policy.items), source)
 
     def _look_at_keystone(self) -> None:
         now = self.settings
@@ -473,7 +538,7 @@ class Service:
         if not self._keystone_part.changed(made_from):
             return
         try:
-            context = remote_context(remote)
+            context = remote_context(remote.url, remote.ca)
         except (TlsMaterialError, OSError) as error:
             self._keystone_part.failed("calls to Keystone stay as they were", error)
             if self._keystone_part.loaded is None:
@@ -491,7 +556,7 @@ class Service:
             validator = BackendValidator(Backend(remote.url, client))
         # What a backend says has no expiry, so that nobody could be let in past it.
         grace = now.outage_grace if backend is None else 0
-        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, grace, self.metrics))
+        self._replace_keystone(KeystoneTokens(validator, now.token_cache_ttl, grace, self.metrics, self._note))
         self._keystone_part.succeeded(None)
 
     def _replace_keystone(self, tokens: KeystoneTokens) -> None:
@@ -551,7 +616,7 @@ class Service:
             try:
                 backend = None
                 if remote is not None:
-                    calls, context = self.metrics.calls["authorization_backend"], remote_context(remote)
+                    calls, context = self.metrics.calls["authorization_backend"], remote_context(remote.url, remote.ca)
                     client = Client("the authorization backend", context, BACKEND_DEADLINE, limit=64, calls=calls)
                     backend = Backend(remote.url, client)
             except (TlsMaterialError, OSError) as error:
@@ -593,10 +658,13 @@ class Service:
         old.connections.draining = True
         return new
 
-    def _close_later(self, part: Any) -> None:
+    def _close_now(self, part: Any) -> None:
+        self._close_later(part, 0)
+
+    def _close_later(self, part: Any, seconds: float = LAST_CALLS) -> None:
         async def close() -> None:
             try:
-                await asyncio.sleep(LAST_CALLS)
+                await asyncio.sleep(seconds)
             finally:
                 await part.close()
 
@@ -661,9 +729,20 @@ class Service:
             ("settings", self._settings_part),
             ("chained", self._chain_part),
             ("tls", self._tls_part),
+            ("sync", self._sync_part),
         ):
             about = f"Whether the last look at this file failed ({name})."
             page.value(f"{name}_failed", "gauge", about, int(part.error is not None))
+        configmap = self._configmap_status()
+        page.value(
+            "policy_configmap_failed",
+            "gauge",
+            "Whether the policy's ConfigMap cannot be looked at.",
+            int(configmap is not None and configmap["error"] is not None),
+        )
+        sources = [({"source": name}, int(self._policy_source == name)) for name in ("none", "option", "configmap")]
+        page.family("policy_source", "gauge", "Where the policy in force comes from.", sources)
+        self._sync_metrics(page)
         if self._webhook is not None:
             connections = self._webhook.connections
             page.value("connections", "gauge", "Open connections to the endpoint.", len(connections.open))
@@ -710,8 +789,11 @@ class Service:
                 "rules": len(self._policy.items) if self._policy is not None else 0,
                 "loaded": rfc3339(policy.loaded) if policy.loaded is not None and policy.hash is not None else None,
                 "load_ms": self._policy_ms,
+                "source": self._policy_source,
+                "configmap": self._configmap_status(),
                 "error": policy.error,
             },
+            "sync": self._sync_status(),
             "settings": {
                 "hash": self._settings_part.hash,
                 "loaded": rfc3339(self._settings_part.loaded or self._started),
@@ -729,6 +811,61 @@ class Service:
                 "outage": self.authenticator.keystone.outage,
             },
         }
+
+    def _configmap_status(self) -> dict[str, Any] | None:
+        named, found = self.settings.policy_configmap, self._configmap
+        if named is None:
+            return None
+        error = self._configmap_part.error if found is None else found.error
+        state = "unknown" if found is None or not found.known else "absent" if found.content is None else "present"
+        return {"name": "/".join(named), "state": state, "error": error}
+
+    def _sync_status(self) -> dict[str, Any] | None:
+        if self.settings.sync is None:
+            return None
+        logins, passes = self._login_counts, self._pass_counts
+        return {
+            "hash": self._sync_part.hash,
+            "error": self._sync_part.error or self._writing_part.error,
+            "logins": {
+                "waiting": self._logins.waiting if self._logins is not None else 0,
+                "done": logins.done,
+                "failed": logins.failed,
+                "dropped": logins.dropped,
+                "error": logins.last_error,
+            },
+            "passes": {
+                "set": self._passes is not None,
+                "holds_lease": passes.holds,
+                "holder": passes.holder,
+                "done": passes.done,
+                "failed": passes.failed,
+                "last": told(passes.last),
+                "last_at": rfc3339(passes.last_at) if passes.last_at is not None else None,
+                "error": passes.error if self._passes is not None else None,
+            },
+        }
+
+    def _sync_metrics(self, page: metrics.Text) -> None:
+        logins, passes = self._login_counts, self._pass_counts
+        outcomes = [("written", logins.done), ("failed", logins.failed), ("dropped", logins.dropped)]
+        about = "Logins that were to be written into the cluster."
+        page.family("sync_logins_total", "counter", about, [({"result": name}, count) for name, count in outcomes])
+        waiting = self._logins.waiting if self._logins is not None else 0
+        page.value("sync_logins_waiting", "gauge", "Logins that wait for it.", waiting)
+        samples = [({"result": "done"}, passes.done), ({"result": "failed"}, passes.failed)]
+        page.family("sync_passes_total", "counter", "Passes over everything that this unit made.", samples)
+        changes: list[tuple[metrics.Labels, float]] = []
+        for by, counted in (("login", logins.changes), ("pass", passes.changes)):
+            for key, count in sorted(counted.items()):
+                verb, kind = key.split()
+                changes.append(({"by": by, "verb": verb, "kind": kind}, count))
+        page.family("sync_changes_total", "counter", "Objects of the cluster that were changed.", changes)
+        page.value("sync_holds_lease", "gauge", "Whether this unit makes the passes.", int(passes.holds))
+        last: list[tuple[metrics.Labels, float]] = [({}, passes.last_at)] if passes.last_at is not None else []
+        page.family("sync_last_pass_timestamp_seconds", "gauge", "When the last good pass ended.", last)
+        problems = passes.last.problems if passes.last is not None else 0
+        page.value("sync_problems", "gauge", "What the last good pass left as it is although it should not.", problems)
 
 
 class _NoKeystone:
@@ -750,15 +887,22 @@ def _no_keystone(reason: str) -> KeystoneTokens:
     return KeystoneTokens(_NoKeystone(reason), 0, 0)
 
 
-def load_policy(path: Path, naming: Naming) -> tuple[Policy, str, float]:
-    """Read, check and compile a policy; returns it with the SHA-256 of its bytes and the milliseconds that it took.
+class _NotUsed(Exception):
+    """A policy is not put in force; the message says whose it is and why."""
+
+
+def load_policy(source: Path | bytes, naming: Naming) -> tuple[Policy, str, float]:
+    """Read, check and compile a policy, a file's or a text.
+
+    Returns:
+        it, the SHA-256 of its bytes, and the milliseconds that it took.
 
     Raises:
         PolicyError, OSError: it cannot be used.
 
     """
     began = time.perf_counter()
-    content = read(path)
+    content = source if isinstance(source, bytes) else read(source)
     # Nothing of this is garbage, and the collector would look at all of it again and again while it grows.
     collecting = gc.isenabled()
     gc.disable()

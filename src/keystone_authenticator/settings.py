@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from keystone_authenticator import document
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+PRUNE = ("off", "empty", "all")
 
 
 class SettingsError(Exception):
@@ -48,8 +49,21 @@ class Remote:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """Files of the sync configuration and of Keystone's account for passes, if any; what is pruned; seconds between."""
+
+    config: Path
+    credentials: Path | None
+    prune: str
+    interval: float
+
+
+@dataclass(frozen=True)
 class Settings:
-    """All settings; times in seconds. Without `policy` there is no opinion on access, without `chained` no chaining."""
+    """All settings; times in seconds. Without `policy` there is no opinion on access, without `chained` no chaining.
+
+    `kubeconfig` is how the cluster is reached for `sync` and for `policy_configmap` (namespace and name).
+    """
 
     listen: Address
     private_listen: Address
@@ -64,6 +78,9 @@ class Settings:
     flags: Path | None
     authentication_backend: Remote | None
     authorization_backend: Remote | None
+    kubeconfig: Path | None
+    sync: Sync | None
+    policy_configmap: tuple[str, str] | None
     log_level: str
 
 
@@ -107,10 +124,7 @@ class _Section:
         return value
 
     def path_or_none(self, key: str) -> Path | None:
-        if self._data.get(key, "") is None:
-            del self._data[key]
-            return None
-        return self.path(key)
+        return None if self.is_null(key) else self.path(key)
 
     def address(self, key: str) -> Address:
         value = self.text(key)
@@ -142,10 +156,42 @@ class _Section:
         return remote
 
     def remote_or_none(self, key: str) -> Remote | None:
-        if self._data.get(key, "") is None:
-            del self._data[key]
+        return None if self.is_null(key) else self.remote(key, ("https",))
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in allowed:
+            raise SettingsError(f"{self._prefix}{key}: expected one of {', '.join(allowed)}, found {value!r}")
+        return value
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and null, which is taken then."""
+        if self._data.get(key, "") is not None:
+            return False
+        del self._data[key]
+        return True
+
+    def sync_or_none(self, key: str) -> Sync | None:
+        if self.is_null(key):
             return None
-        return self.remote(key, ("https",))
+        section = self.section(key)
+        sync = Sync(
+            config=section.path("config"),
+            credentials=section.path_or_none("credentials"),
+            prune=section.choice("prune", PRUNE),
+            interval=section.seconds("interval"),
+        )
+        section.done()
+        return sync
+
+    def name_or_none(self, key: str) -> tuple[str, str] | None:
+        if self.is_null(key):
+            return None
+        value = self.text(key)
+        namespace, _, name = value.partition("/")
+        if not namespace or not name or "/" in name:
+            raise SettingsError(f"{self._prefix}{key}: expected namespace/name, found {value!r}")
+        return namespace, name
 
     def done(self) -> None:
         if self._data:
@@ -197,12 +243,15 @@ def parse(content: bytes) -> Settings:
         flags=top.path_or_none("flags"),
         authentication_backend=top.remote_or_none("authentication_backend"),
         authorization_backend=top.remote_or_none("authorization_backend"),
-        log_level=top.text("log_level"),
+        kubeconfig=top.path_or_none("kubeconfig"),
+        sync=top.sync_or_none("sync"),
+        policy_configmap=top.name_or_none("policy_configmap"),
+        log_level=top.choice("log_level", LOG_LEVELS),
     )
     tls.done()
     top.done()
-    if settings.log_level not in LOG_LEVELS:
-        raise SettingsError(f"log_level: expected one of {', '.join(LOG_LEVELS)}, found {settings.log_level!r}")
+    if settings.kubeconfig is None and (settings.sync is not None or settings.policy_configmap is not None):
+        raise SettingsError("kubeconfig: is null, but sync or policy_configmap needs it")
     if settings.tls.require_client_certificate and settings.tls.client_ca is None:
         raise SettingsError("tls.client_ca: missing, but tls.require_client_certificate is true")
     return settings

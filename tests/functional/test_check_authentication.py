@@ -121,7 +121,7 @@ def write(places: Places, config: CharmConfig) -> None:
         config,
         tls,
         chained=places.etc / "chained",
-        certified=True,
+        certified=True, flags=None,
         authorization=True,
         backends=Backends(),
     )

@@ -317,6 +317,9 @@ class Service:
             "flags": None,
             "authentication_backend": None,
             "authorization_backend": None,
+            "kubeconfig": None,
+            "sync": None,
+            "policy_configmap": None,
             "log_level": "info",
         }
         self.configure(**changes)

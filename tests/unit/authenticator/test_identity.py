@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
@@ -14,6 +15,7 @@ from keystone_authenticator.identity import (
     Account,
     Group,
     Naming,
+    RoleMapping,
     UnusableIdentityError,
     encode,
     is_reserved,
@@ -37,6 +39,34 @@ DOMAINS = st.one_of(st.just("default"), st.just("Default"), NAMES)
 
 def account(name: str = "alice", domain: str = "default", project: str = "p1", roles: tuple[str, ...] = ()) -> Account:
     return Account("u1", name, domain, domain.title(), project, "demo", "default", roles)
+
+
+MAPPINGS = (
+    RoleMapping("member", "", ("team", "all")),
+    RoleMapping("operator", "first", ("on-call", "team")),
+    RoleMapping("reader", "last", ()),
+)
+
+
+def test_a_role_mapping_adds_groups_in_both_modes_and_changes_names_in_one() -> None:
+    who = account(roles=("member", "operator", "reader"))
+    for naming, username in ((NATIVE, "keystone:alice"), (UPSTREAM, "last")):
+        mapped = replace(naming, mappings=MAPPINGS if naming is UPSTREAM else MAPPINGS[:1]).identity(who, ())
+        plain = naming.identity(who, ())
+        assert mapped.username == username
+        assert mapped.groups[: len(plain.groups)] == plain.groups
+        assert mapped.groups[len(plain.groups) :][:2] == ("team", "all")
+        assert (mapped.uid, mapped.extra) == (plain.uid, plain.extra)
+        assert (
+            replace(naming, mappings=MAPPINGS).identity(account(roles=("other",)), ()).groups
+            == naming.identity(account(roles=("other",)), ()).groups
+        )
+    assert replace(UPSTREAM, mappings=MAPPINGS).identity(who, ()).groups.count("team") == 1
+
+
+def test_a_role_mapping_makes_nobody_whose_own_name_is_reserved() -> None:
+    with pytest.raises(UnusableIdentityError):
+        replace(UPSTREAM, mappings=MAPPINGS).identity(account("system:admin", roles=("operator",)), ())
 
 
 @given(NAMES, DOMAINS, NAMES, DOMAINS)

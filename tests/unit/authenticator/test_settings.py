@@ -24,6 +24,9 @@ GOOD: dict[str, Any] = {
     "flags": "/var/lib/kubernetes-keystone/wanted",
     "authentication_backend": None,
     "authorization_backend": {"url": "https://authz/webhook", "ca": "/ca"},
+    "kubeconfig": None,
+    "sync": None,
+    "policy_configmap": None,
     "log_level": "info",
 }
 
@@ -69,6 +72,11 @@ def test_a_missing_key_is_named(key: str) -> None:
         ({"authentication_backend": {"url": "http://a", "ca": None}}, "authentication_backend.url: expected an URL"),
         ({"log_level": "loud"}, "log_level: expected one of"),
         ({"default_domain": ""}, "default_domain: is empty"),
+        ({"sync": {"config": "/s", "credentials": None, "prune": "some", "interval": 300}}, "sync.prune: expected one"),
+        ({"sync": {"config": "/s", "credentials": None, "prune": "off"}}, "sync.interval: missing"),
+        ({"sync": {"config": "/s", "credentials": None, "prune": "off", "interval": 9}}, "kubeconfig: is null"),
+        ({"policy_configmap": "kube-system/p"}, "kubeconfig: is null"),
+        ({"policy_configmap": "p", "kubeconfig": "/k"}, "policy_configmap: expected namespace/name"),
         ({"tls": {**GOOD["tls"], "client_ca": None}}, "tls.client_ca: missing"),
     ],
 )

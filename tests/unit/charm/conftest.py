@@ -77,6 +77,25 @@ if command == "identify":
     token = sys.stdin.read()
     seen = str(token in str(sys.argv))
     print(json.dumps(dict(verdict="refused", reason=" ".join(["over:", str(len(token)), token, seen]))))
+if command == "validate-sync":
+    text = sys.stdin.read()
+    errors = [dict(line=2, key="data-types-to-sync", reason="is bad")] * text.count("bad")
+    print(json.dumps(dict(valid=not errors, errors=errors, warnings=[])))
+    sys.exit(1 if errors else 0)
+if command == "validate-credentials":
+    if "password" not in sys.stdin.read():
+        print("keystone-authenticator: there is no password", file=sys.stderr)
+        sys.exit(2)
+if command == "sync":
+    with open(sys.argv[sys.argv.index("--report") + 1], "w") as report:
+        report.write("what\\n")
+    with open(sys.argv[sys.argv.index("--config") + 1]) as settings:
+        prune = json.load(settings)["sync"]["prune"]
+    error = "Keystone is away" if prune == "all" else None
+    print(json.dumps(dict(dry_run="--dry-run" in sys.argv, projects=2, users=3, assignments=4,
+                          changes={"create Namespace": 2}, problems=1, first_problems=["RoleBinding a/b: because"],
+                          keystone_calls=5, kubernetes_calls=6, seconds=0.5, error=error)))
+    sys.exit(1 if error else 0)
 if command == "explain":
     request = json.load(sys.stdin)
     allowed = "member" in request["roles"]
@@ -108,6 +127,7 @@ class Machine:
     refuses: dict[str, str] = field(default_factory=dict)
     chain_state: str = "ready"
     outage: str | None = None
+    says: dict[str, Any] = field(default_factory=dict)  # of what it reads and writes in the cluster
 
     @property
     def calls(self) -> list[str]:
@@ -151,7 +171,14 @@ class Machine:
         rules = len(json.loads(policy.read_text())) if policy else 0
         return {
             "version": "1.2.3",
-            "policy": {**part("policy", policy), "rules": rules, "loaded": "2026-01-01T00:00:00Z", "load_ms": 1.0},
+            "policy": {
+                **part("policy", policy),
+                "rules": rules,
+                "loaded": "2026-01-01T00:00:00Z",
+                "load_ms": 1.0,
+                **{key: value for key, value in self.says.items() if key != "sync"},
+            },
+            "sync": self.says.get("sync"),
             "settings": part("settings", self.places.settings),
             "chained": {"state": self.chain_state, "hash": None, "error": None},
             "tls": part("tls", Path(settings["tls"]["certificate"])),

@@ -222,6 +222,9 @@ def test_the_settings_say_what_the_options_say(unit, machine, keystone_url):
         "flags": str(machine.places.state / "wanted"),
         "authentication_backend": None,
         "authorization_backend": None,
+        "kubeconfig": None,
+        "sync": None,
+        "policy_configmap": None,
         "log_level": "debug",
     }
 

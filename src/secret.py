@@ -1,0 +1,46 @@
+"""What an option names and must not hold itself: a Juju secret, or a file of root's on the unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ops
+
+from errors import ConfigError
+
+MOST_BYTES = 64 * 1024
+
+
+def read(model: ops.Model, option: str, value: str) -> str:
+    """Give the content: a file's as it is, a Juju secret's keys and values as JSON.
+
+    Args:
+        model: whose secrets.
+        option: the option, for messages.
+        value: `secret:<ID>`, or the absolute path of a file.
+
+    Raises:
+        ConfigError: it cannot be read; nothing of it is in the text.
+    """
+    if value.startswith("secret:"):
+        try:
+            return json.dumps(model.get_secret(id=value).get_content(refresh=True))
+        except (ops.SecretNotFoundError, ops.ModelError) as error:
+            raise ConfigError(
+                option,
+                f"{value} cannot be read: juju grant-secret NAME kubernetes-keystone; Juju 2.9 has no secrets, there"
+                f" it is a file's path ({type(error).__name__})",
+            ) from None
+    path = Path(value)
+    try:
+        found = path.stat()
+        if found.st_uid != 0 or found.st_mode & 0o077:
+            raise ConfigError(option, f"{path} must be root's alone: chown root, chmod 600")
+        if not path.is_file() or found.st_size > MOST_BYTES:
+            raise ConfigError(option, f"{path} is no file of less than {MOST_BYTES // 1024} KiB")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(option, f"{path}: {error.strerror}; the file has to be on every unit") from None
+    except UnicodeDecodeError:
+        raise ConfigError(option, f"{path} is not a text in UTF-8") from None
