@@ -21,8 +21,8 @@ import reach
 import upstream
 import webhook
 from authenticator import Backend, Backends, Policy, WorkloadError
-from config import CharmConfig, load
-from errors import Blocked, OperatorError, Waiting
+from config import RESOURCE, CharmConfig, load
+from errors import Blocked, ConfigError, OperatorError, Waiting
 from files import Places
 
 logger = logging.getLogger(__name__)
@@ -82,13 +82,13 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             event.add_status(self._verdict)
 
     def _on_reload_policy(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.reload_policy(self.places, load(self)))
+        self._act(event, lambda: actions.reload_policy(self.places, self._options()))
 
     def _on_check_access(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._options()))
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
         try:
@@ -121,9 +121,33 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         logger.info(message)
         self.unit.status = ops.MaintenanceStatus(message)
 
+    def _options(self) -> CharmConfig:
+        """Give the options, and the resource that an operator may have attached."""
+        config = load(self)
+        path = None
+        if config.takes_resource:
+            try:
+                path = self.model.resources.fetch(RESOURCE)
+            except ops.ModelError as error:
+                # Juju's word for "not attached" is an error, too, and not one that can be told from others.
+                behind = upstream.in_force(self.places) if upstream.port_in_force(self.places) else None
+                if behind is not None and behind.record.url == upstream.FROM_RESOURCE:
+                    raise Waiting(f"resource {RESOURCE}: the controller does not give it: {error}") from error
+        # Charmhub wants a file for each resource: an empty one stands for none.
+        return config.with_resource(path if path is not None and path.stat().st_size else None)
+
+    def _secret(self, name: str) -> dict[str, str]:
+        """Give the content of a secret that an operator has granted."""
+        try:
+            return self.model.get_secret(id=name).get_content(refresh=True)
+        except (ops.SecretNotFoundError, ops.ModelError) as error:
+            raise ConfigError(
+                upstream.CREDENTIALS, f"cannot be read: juju grant-secret {name} {self.app.name} ({error})"
+            ) from error
+
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
-        config = load(self)
+        config = self._options()
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
@@ -138,15 +162,15 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._check_new_urls(config)
         if not authenticator.is_installed(self.places):
             self._announce("installing the authenticator")
-        download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
+        program = upstream.ensure(self.places, config, self._secret, self._announce) if config.own_program else None
         self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None)
         behind = None
-        if download is not None:
-            behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
+        if program is not None:
+            behind = upstream.start(self.places, config, tls, program, with_policy=policy is not None)
         authenticator.write_settings(
             self.places,
             config,
@@ -160,8 +184,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.start(self.places, config.listen, bypass=wire is not None)
         status = authenticator.wait_until_in_force(self.places, tls)
         authenticator.remove_unused_inputs(self.places, config)
-        if download is None:
+        if program is None:
             upstream.stop(self.places)
+        else:
+            upstream.settle(self.places, program)
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
@@ -172,12 +198,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         now = authenticator.in_force(self.places)
         if (config.keystone_url, config.keystone_ca) != (now.keystone_url, now.keystone_ca):
             reach.keystone(config.keystone_url, config.keystone_ca)
-        for option, url, old in (
-            ("authn-server-url", config.authentication_service, now.authentication_url),
-            ("authz-server-url", config.authorization_service, now.authorization_url),
+        for option, url, old, kind in (
+            ("authn-server-url", config.authentication_service, now.authentication_url, "TokenReview"),
+            ("authz-server-url", config.authorization_service, now.authorization_url, "SubjectAccessReview"),
         ):
             if url and (url, config.auth_server_ca) != (old, now.backend_ca):
-                reach.service(option, url, config.auth_server_ca)
+                reach.service(option, url, config.auth_server_ca, kind)
 
     def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None, missing: flags.Missing) -> None:
         """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA.
@@ -240,9 +266,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
         if config.names_upstream_way:
             parts.append("upstream-compatible names")
-        record = upstream.recorded(self.places) if config.k8s_keystone_auth_url else None
-        if record is not None:
-            parts.append(f"k8s-keystone-auth sha256 {record.sha256}")
+        program = upstream.in_force(self.places) if config.own_program else None
+        if program is not None:
+            attached = " (resource)" if config.resource else ""
+            parts.append(f"k8s-keystone-auth{attached} sha256 {program.record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
         return "ready: " + ", ".join(parts)

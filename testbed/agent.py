@@ -8,6 +8,7 @@ hooks; a hook that fails puts the unit into the error state until it is run agai
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import uuid
@@ -125,6 +126,10 @@ class Unit:
         self.related = False
         self._data: dict[str, dict[str, str]] = {}
         self._actions = 0
+        self._resources: dict[str, bytes] = {}
+        self._placed: dict[str, str] = {}
+        self._secrets: dict[str, dict[str, str]] = {}
+        self._proxies: dict[str, str] = {}
         self._model_uuid = str(uuid.uuid4())
 
     # What an operator does
@@ -167,6 +172,22 @@ class Unit:
             self._config.pop(option, None)
         if self.related and self._effective() != before:
             self.hook("config-changed")
+
+    def attach(self, resource: str, content: bytes) -> None:
+        """`juju attach-resource`, after which Juju runs `upgrade-charm`; of what is not related: `deploy --resource`."""
+        self._resources[resource] = content
+        if self.related:
+            self.hook("upgrade-charm")
+
+    def add_secret(self, **content: str) -> str:
+        """`juju add-secret` and `juju grant-secret`: gives what an option that names it is set to."""
+        name = f"d0{uuid.uuid4().hex[:18]}"
+        self._secrets[name] = content
+        return f"secret:{name}"
+
+    def configure_model(self, **settings: str) -> None:
+        """`juju model-config` of `juju-https-proxy` and the like; no hook runs."""
+        self._proxies = {f"JUJU_CHARM_{name.removeprefix('juju_').upper()}": value for name, value in settings.items()}
 
     def run_action(self, action: str, **params: Any) -> ActionResult:
         """`juju run UNIT ACTION`; defaults come from actions.yaml, unknown parameters are refused."""
@@ -344,6 +365,8 @@ class Unit:
             "status": list(self.status),
             "action": action,
             "address": self.machine.address,
+            "resources": {name: self._place(name, content) for name, content in self._resources.items()},
+            "secrets": self._secrets,
         }
         self.machine.write(f"{self._tools}/context.json", json.dumps(context), 0o600)
         environment = {
@@ -369,6 +392,7 @@ class Unit:
             "LANG": "C.UTF-8",
             "PATH": f"{self._tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin",
             "TERM": "tmux-256color",
+            **self._proxies,
             **extra,
         }
         command = ["env", "-i", f"--chdir={self._folder}/charm"]
@@ -392,6 +416,16 @@ class Unit:
             now = datetime.now(timezone.utc)
             self.log += [LogLine(now, level, line, what) for line in text.splitlines()]
         return done, effects
+
+    def _place(self, resource: str, content: bytes) -> str:
+        """Put a resource where Juju's agent does, unless this very one is there, and give its path."""
+        declared = self._yaml("metadata.yaml")["resources"][resource]
+        path = f"{self._folder}/resources/{resource}/{declared['filename']}"
+        digest = hashlib.sha256(content).hexdigest()
+        if self._placed.get(path) != digest or not self.machine.exists(path):
+            self.machine.write(path, content, 0o600)
+            self._placed[path] = digest
+        return path
 
     def _effects(self) -> list[dict[str, Any]]:
         path = f"{self._tools}/effects.jsonl"
