@@ -174,7 +174,7 @@ class Unit:
             self.hook("config-changed")
 
     def attach(self, resource: str, content: bytes) -> None:
-        """`juju attach-resource`, after which Juju runs `upgrade-charm`; of what is not related: `deploy --resource`."""
+        """`juju attach-resource`, after which Juju runs `upgrade-charm`; before `relate`, `deploy --resource`."""
         self._resources[resource] = content
         if self.related:
             self.hook("upgrade-charm")
