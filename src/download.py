@@ -195,9 +195,13 @@ class Web:
             if not answer.is_redirect:
                 return answer
             answer.close()
-            at = urljoin(at, answer.headers["Location"])
-            if urlsplit(at).scheme != "https":
-                where = f"{urlsplit(at).scheme}://{urlsplit(at).hostname}"
+            try:
+                at = urljoin(at, answer.headers["Location"])
+                host = f"{urlsplit(at).hostname or ''}:{urlsplit(at).port or ''}".rstrip(":")
+            except ValueError:
+                raise ConfigError(OPTION, f"{shown(url)} leads to what is no URL") from None
+            if urlsplit(at).scheme != "https" or not host:
+                where = f"{urlsplit(at).scheme}://{host}"
                 raise ConfigError(OPTION, f"{shown(url)} leads to {where}, and only https is followed")
         raise ConfigError(OPTION, f"{shown(url)} leads from one place to another more than {redirects} times")
 
@@ -258,6 +262,15 @@ def _proxies(url: SplitResult) -> dict[str, str]:
     proxy = os.environ.get("JUJU_CHARM_HTTPS_PROXY", "")
     if not proxy or bypassed(url.hostname or "", url.port or 443, os.environ.get("JUJU_CHARM_NO_PROXY", "")):
         return {}
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts = urlsplit(proxy)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        # Not shown: it may hold a password.
+        raise ConfigError("juju-https-proxy", "the model's is no URL such as http://proxy.example:3128")
     return {"https": proxy}
 
 

@@ -115,16 +115,20 @@ def ensure(
     # Trust on first use: until the option names another, only what was first put in force is taken, whatever the URL.
     expected = sha256 or (kept[0].sha256 if kept else "")
     announce("getting k8s-keystone-auth")
-    downloads = places.state / "downloads"
-    files.folder(places.state, 0o755)
-    files.folder(downloads, 0o700)
+    downloads, versions = places.state / "downloads", places.opt / "upstream"
+    for folder, mode in ((places.state, 0o755), (downloads, 0o700), (places.opt, 0o755), (versions, 0o755)):
+        files.folder(folder, mode)
     try:
-        with tempfile.TemporaryDirectory(dir=downloads) as scratch:
+        # Where it will lie, so that it need not be copied once more.
+        with tempfile.TemporaryDirectory(dir=versions, prefix=".") as scratch:
             binary = Path(scratch) / BINARY
             got = _get(places, config, secret, expected, downloads, binary)
             _check_machine(binary, OPTION if config.k8s_keystone_auth_url else f"resource {RESOURCE}")
             record = Record(url=url, sha256=got, binary=_sha256(binary))
-            return Installed(_put(places, record, binary), record)
+            program = _program(places, record)
+            files.folder(program.parent, 0o755)
+            binary.chmod(0o755)
+            return Installed(binary.replace(program), record)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             # Of a full disk nothing is kept to go on from: the machine has others that need the room.
@@ -229,7 +233,7 @@ def _get(places: Places, config: CharmConfig, secret: Secret, expected: str, dow
         return got
     # What a former attempt left is gone on from, if it was for this URL.
     folder = downloads / hashlib.sha256(url.encode()).hexdigest()[:16]
-    for other in set(downloads.iterdir()) - {folder, binary.parent}:
+    for other in set(downloads.iterdir()) - {folder}:
         shutil.rmtree(other)
     files.folder(folder, 0o700)
     if url.startswith("oci://"):
@@ -322,22 +326,6 @@ def _login(places: Places, config: CharmConfig, reference: Reference, secret: Se
             f'{value} has no {{"auths": {{"{reference.registry}": {{"auth": …}}}}}}, as docker login writes',
         )
     return Login(username, password)
-
-
-def _put(places: Places, record: Record, binary: Path) -> Path:
-    program = _program(places, record)
-    files.folder(places.opt, 0o755)
-    files.folder(program.parent.parent, 0o755)
-    files.folder(program.parent, 0o755)
-    binary.chmod(0o755)
-    partial = program.with_name(f".{BINARY}")
-    try:
-        shutil.copy2(binary, partial)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(program)
-    return program
 
 
 def _check_machine(binary: Path, option: str) -> None:

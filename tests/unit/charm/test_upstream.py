@@ -283,7 +283,7 @@ def test_a_named_checksum_that_does_not_fit_says_both_and_changes_nothing(unit, 
     assert isinstance(status, ops.BlockedStatus)
     assert f"k8s-keystone-auth-sha256: expected {'a' * 64}" in status.message
     assert sha256(elf()) in status.message
-    assert not (machine.places.opt / "upstream").exists()
+    assert kept(machine) == set()
 
 
 def test_another_file_than_the_first_is_refused_until_the_option_names_it(unit, machine, site, program):
@@ -316,6 +316,9 @@ def test_a_redirect_to_https_is_followed(unit, machine, site, program):
     [
         ("http://127.0.0.1:1/y", "only https is followed"),
         ("file:///etc/shadow", "only https is followed"),
+        ("https:///y", "only https is followed"),
+        ("https://[::1/y", "what is no URL"),
+        ("https://a.example:port/y", "what is no URL"),
         ("/x", "more than 5 times"),
     ],
 )
@@ -351,7 +354,7 @@ def test_what_is_not_the_program_is_refused_with_the_reason(unit, machine, site,
     assert isinstance(status, ops.BlockedStatus)
     assert status.message.startswith("k8s-keystone-auth-url: ")
     assert complaint in status.message
-    assert not (machine.places.opt / "upstream").exists()
+    assert kept(machine) == set()
 
 
 def test_no_path_of_an_archive_leads_out_of_our_folder(unit, machine, site, program, tmp_path):
