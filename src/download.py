@@ -23,7 +23,7 @@ import requests
 import urllib3
 
 from errors import ConfigError
-from reach import reason, system_ca
+from reach import Session, reason, system_ca
 
 OPTION = "k8s-keystone-auth-url"
 MOST_BYTES = 256 * 2**20
@@ -67,8 +67,7 @@ class Web:
 
     def __enter__(self) -> Web:
         with contextlib.ExitStack() as stack:
-            self._session = stack.enter_context(requests.Session())
-            self._session.trust_env = False
+            self._session = stack.enter_context(Session())
             self._verify = system_ca()
             if self._ca:
                 bundle = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))

@@ -26,6 +26,20 @@ NOBODYS = "kubernetes-keystone-asks-whether-somebody-answers"
 """A token, and a user's name: no token that anybody has goes to a service that nobody has tried yet."""
 
 
+class Session(requests.Session):
+    """Nothing is done that was not asked for: no proxy, `.netrc` or CA of the environment's, and no redirect.
+
+    requests prepares the next request even where it is not to follow, and reads all of an answer that may not end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Give none."""
+
+
 class _Answer(NamedTuple):
     status: int
     body: bytes
@@ -116,9 +130,7 @@ def system_ca() -> str:
 
 
 def _get(option: str, ca_option: str, url: str, ca: str, body: dict[str, Any] | None = None) -> _Answer:
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem, requests.Session() as session:
-        # No proxy and no .netrc of the environment's: the authenticator uses none either.
-        session.trust_env = False
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem, Session() as session:
         pem.write(ca)
         pem.flush()
         verify = pem.name if ca else system_ca()
