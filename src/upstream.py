@@ -51,6 +51,8 @@ FROM_RESOURCE = f"resource:{RESOURCE}"
 """In a record, where a URL stands otherwise."""
 KEPT = 2
 START_SECONDS = 30.0
+RESTARTS = 3
+"""So often within that, and it will not come up."""
 LOGIN_BYTES = 2**20
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 """`e_machine` in an ELF header, by what the kernel calls the machine."""
@@ -162,16 +164,16 @@ def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *
     for port in sorted(UPSTREAM_PORTS, key=lambda port: port != now):
         unit, fingerprint = _unit(places, config, tls, installed, port, with_policy=with_policy)
         backend = Backend(_url(port), tls.ca)
-        if host.is_active(service(port)) and _read(_started(places, port)) == fingerprint:
+        if host.is_active(service(port)) and _read(_started(places, service(port))) == fingerprint:
             return backend
         if port == now:
             continue
-        _discard(places, port)
+        _end(places, service(port))
         files.write(places.units / service(port), unit.encode(), 0o644)
         problem = _bring_up(port, tls)
         if problem:
             said = host.journal(service(port), lines=1)
-            _discard(places, port)
+            _end(places, service(port))
             if installed.record.binary not in {record.binary for record in _kept(places)}:
                 shutil.rmtree(installed.program.parent, ignore_errors=True)
             stays = "what was in force stays" if now else "nothing was put behind the endpoint"
@@ -180,7 +182,7 @@ def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *
                 f"what it names does not run: {problem}{f' ({said})' if said else ''}; {stays}."
                 f" See journalctl -u {service(port)}",
             )
-        files.write(_started(places, port), fingerprint.encode(), 0o644)
+        files.write(_started(places, service(port)), fingerprint.encode(), 0o644)
         return backend
     raise AssertionError("there are two ports")
 
@@ -188,9 +190,7 @@ def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *
 def settle(places: Places, installed: Installed) -> None:
     """Once the authenticator asks the new one: record it, and let go of what ran before and of what is not kept."""
     now = port_in_force(places)
-    for port in UPSTREAM_PORTS:
-        if port != now:
-            _discard(places, port)
+    _end_all(places, but=now)
     kept = [installed.record, *(one for one in _kept(places) if one.sha256 != installed.record.sha256)][:KEPT]
     # Where it came from may hold a signature that lets anybody download.
     files.write(_record_file(places), _Kept(versions=tuple(kept)).model_dump_json(indent=1).encode() + b"\n", 0o600)
@@ -204,8 +204,7 @@ def settle(places: Places, installed: Installed) -> None:
 
 def stop(places: Places) -> None:
     """Stop the service and remove its unit; the versions and their records stay until the charm goes."""
-    for port in UPSTREAM_PORTS:
-        _discard(places, port)
+    _end_all(places, but=None)
 
 
 def port_in_force(places: Places) -> int | None:
@@ -316,9 +315,11 @@ def _login(places: Places, config: CharmConfig, reference: Reference, secret: Se
     except ValueError:
         raise ConfigError(CREDENTIALS, f"{value} is not JSON of docker's form, as docker login writes it") from None
     try:
-        account = content["auths"][reference.registry]
+        # docker login files the one registry whose address is another under an older one.
+        names = ["https://index.docker.io/v1/"] if reference.registry == "docker.io" else []
+        account = next(content["auths"][name] for name in [*names, reference.registry] if name in content["auths"])
         username, colon, password = base64.b64decode(account["auth"], validate=True).decode().partition(":")
-    except (KeyError, TypeError, binascii.Error, ValueError):
+    except (KeyError, StopIteration, TypeError, binascii.Error, ValueError):
         username = colon = password = ""
     if not username or not colon or not password:
         raise ConfigError(
@@ -380,18 +381,31 @@ def _bring_up(port: int, tls: Tls) -> str:
         problem = reach.program(_url(port), ca)
         if not problem or time.monotonic() >= deadline:
             return problem
+        if _restarts(unit) >= RESTARTS:
+            return f"it ended {RESTARTS} times"
         time.sleep(0.2)
 
 
-def _discard(places: Places, port: int) -> None:
-    unit = service(port)
+def _end_all(places: Places, but: int | None) -> None:
+    # By what is there: an older charm had one unit, of another name.
+    for path in sorted(places.units.glob(f"{UNIT}*.service")):
+        if but is None or path.name != service(but):
+            _end(places, path.name)
+
+
+def _end(places: Places, unit: str) -> None:
     if (places.units / unit).exists():
         host.systemctl("disable", "--now", "--quiet", unit)
         files.remove(places.units / unit)
         host.systemctl("daemon-reload")
         with contextlib.suppress(host.HostError):
             host.systemctl("reset-failed", unit)
-    files.remove(_started(places, port))
+    files.remove(_started(places, unit))
+
+
+def _restarts(unit: str) -> int:
+    told = host.systemctl("show", "--property=NRestarts", "--value", unit).strip()
+    return int(told) if told.isdigit() else 0
 
 
 def _escape(text: str) -> str:
@@ -423,9 +437,9 @@ def _program(places: Places, record: Record) -> Path:
     return places.opt / "upstream" / record.binary[:12] / BINARY
 
 
-def _started(places: Places, port: int) -> Path:
-    """What a unit was started with; written when it has answered."""
-    return places.state / f"upstream-{port}"
+def _started(places: Places, unit: str) -> Path:
+    """Give the file that says what a unit was started with; written when it has answered."""
+    return places.state / f"started-{unit}"
 
 
 def _read(path: Path) -> str:

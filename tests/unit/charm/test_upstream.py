@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import http.server
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import ops
+import ops.testing
 import pytest
 
 import archive
@@ -537,9 +539,16 @@ def _killed(*args: object, **named: object) -> None:
     raise RuntimeError("killed")
 
 
-def test_a_record_of_one_version_is_not_forgotten_by_an_upgrade(unit, machine, site, program):
+def test_what_an_older_charm_had_is_not_forgotten_by_an_upgrade(unit, machine, site, program):
     site.files |= {"/x": elf("one"), "/y": elf("two")}
     unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run()
+    old = machine.places.units / "kubernetes-keystone-upstream.service"
+    old.write_text("[Service]\n")
+    (machine.folder / "active" / old.name).touch()
+    assert isinstance(unit.run("upgrade_charm"), ops.ActiveStatus)
+    assert not old.exists()
+    assert not machine.active(old.name)
+
     record = machine.places.state / "upstream.json"
     record.write_text(json.dumps(json.loads(record.read_text())["versions"][0]))
 
@@ -731,6 +740,33 @@ def test_a_resource_that_is_no_good_is_named_as_such(unit, machine, program, tmp
     assert "gave" in unit.configure(k8s_keystone_auth_sha256="a" * 64).run().message
 
 
+# -- the registry's account
+
+
+@pytest.mark.parametrize(
+    ("juju", "content", "complaint"),
+    [
+        ("3.6.9", None, "cannot be read: juju grant-secret secret:d0000000000000000000 kubernetes-keystone"),
+        ("3.6.9", {"user": "me", "password": "hunter2"}, "has to have the keys username and password"),
+        ("2.9.51", None, "this Juju has no secrets: name a root-only file"),
+    ],
+)
+def test_a_secret_that_is_no_good_is_named_and_not_shown(unit, monkeypatch, juju, content, complaint):
+    monkeypatch.setattr("image.fetch", lambda web, reference, digest, login, folder: login())
+    name = "secret:d0000000000000000000"
+    unit.context.juju_version = juju
+    if content:
+        secret = ops.testing.Secret(content, id=name, owner=None)
+        unit.state = dataclasses.replace(unit.state, secrets={secret})
+    image = f"oci://registry.example/x@sha256:{'a' * 64}"
+    status = unit.configure(k8s_keystone_auth_url=image, k8s_keystone_auth_credentials=name).run()
+
+    assert isinstance(status, ops.BlockedStatus)
+    assert status.message.startswith("k8s-keystone-auth-credentials: ")
+    assert complaint in status.message
+    assert "hunter2" not in status.message
+
+
 # -- changes while it is in force
 
 
@@ -749,7 +785,7 @@ def test_a_reloaded_policy_reaches_the_program_too(unit, machine, site, program)
     unit.configure(k8s_keystone_auth_url=f"{site.url}/x", policy=POLICY).run()
     before = program.in_force
     machine.places.policy.write_text("[]")  # somebody's hand, and a restart of the program with it
-    (machine.places.state / f"upstream-{before}").write_text("with another policy")
+    (machine.places.state / f"started-{upstream.service(before)}").write_text("with another policy")
     unit.action("reload-policy")
 
     assert {before, program.in_force} == set(program.ports)
