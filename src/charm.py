@@ -138,7 +138,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _secret(self, name: str) -> dict[str, str]:
         """Give the content of a secret that an operator has granted."""
-        if not ops.JujuVersion.from_environ().has_secrets:
+        if not self.model.juju_version.has_secrets:
             raise ConfigError(
                 upstream.CREDENTIALS, "this Juju has no secrets: name a root-only file on the unit instead"
             )

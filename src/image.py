@@ -341,7 +341,9 @@ class _Tree:
             elif kind == tarfile.SYMTYPE:
                 folder[name] = _Link(link)
             elif kind == tarfile.LNKTYPE:
-                folder[name] = self._at(_parts(link)) or _Other()
+                # Of a file: one of a folder would make the tree endless.
+                linked = self._at(_parts(link))
+                folder[name] = linked if isinstance(linked, _File) else _Other()
             else:
                 folder[name] = _File(layer, number) if kind in tarfile.REGULAR_TYPES else _Other()
 

@@ -93,6 +93,7 @@ def test_the_program_is_the_one_that_a_container_would_run(tmp_path, layers, pac
         ([[link("k8s-keystone-auth", "k8s-keystone-auth")]], "holds no file named"),
         ([[link("k8s-keystone-auth", "no/where", hard=True)]], "holds no file named"),
         ([[folder("k8s-keystone-auth")]], "holds no file named"),
+        ([[folder("a/b"), link("a/b/c", "a", hard=True), link("k8s-keystone-auth", "a", hard=True)]], "holds no file"),
         ([[BIN, file("sbin/k8s-keystone-auth", elf())]], "holds more than one file named"),
         ([[file("bin/k8s-keystone-auth", b"#!/bin/sh")]], "is no Linux binary"),
     ],
