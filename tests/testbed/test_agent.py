@@ -70,13 +70,13 @@ class Small(ops.CharmBase):
             "leader": self.unit.is_leader(),
             "address": str(self.model.get_binding("up").network.bind_address) if relations else "",
         }
-        with open("/var/tmp/seen", "a") as file:
-            file.write(json.dumps(seen) + "\\n")
         for name, get in (("thing", self.thing), ("secret", self.secret)):
             try:
                 seen[name] = get()
             except (ops.ModelError, ops.SecretNotFoundError) as error:
                 seen[name] = f"{type(error).__name__}: {error}"
+        with open("/var/tmp/seen", "a") as file:
+            file.write(json.dumps(seen) + "\\n")
         if relations and relations[0].active:
             relations[0].data[self.unit]["said"] = "hi"
         self.unit.set_workload_version("1.0-VERSION")
