@@ -539,7 +539,7 @@ def test_a_token_is_whose_upstream_says_it_is(
             keystone.credential_token(keystone.application_credential(first, projects[0], access_rules=rules))
         )
     tokens += [fernet_token(), "garbage", tokens[0][:-1], tokens[0] + "A"]
-    yes = 0
+    yes, alone = 0, {}
     with upstream([]) as program:
         for token in tokens:
             answer = program.post(token_review(token, "v1beta1"))
@@ -549,6 +549,7 @@ def test_a_token_is_whose_upstream_says_it_is(
             assert own["authenticated"] is theirs["authenticated"], token
             if own["authenticated"]:
                 yes += 1
+                alone[token] = theirs["user"]
                 assert known(own["user"]) == known(theirs["user"])
     assert yes == 15 * 3 + 1
     with behind.deciding([]) as program:
@@ -559,6 +560,7 @@ def test_a_token_is_whose_upstream_says_it_is(
             if own["authenticated"]:
                 assert known(both["user"]) == known(own["user"])
                 assert len(both["user"]["extra"]) == 5
+                assert sorted(both["user"]["groups"]) == sorted(alone[token]["groups"])
 
 
 def known(user: Json) -> Json:
