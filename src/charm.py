@@ -146,7 +146,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return self.model.get_secret(id=name).get_content(refresh=True)
         except (ops.SecretNotFoundError, ops.ModelError) as error:
             raise ConfigError(
-                upstream.CREDENTIALS, f"cannot be read: juju grant-secret {name} {self.app.name} ({error})"
+                upstream.CREDENTIALS,
+                f"cannot be read: juju grant-secret {name} {self.app.name} ({str(error) or 'not found, or not granted'})",
             ) from error
 
     def _bring_into_force(self) -> ops.StatusBase:

@@ -204,7 +204,7 @@ def test_a_secret_is_there_for_whoever_names_it(unit: Unit, machine: Machine):
     unit.configure(text=unit.add_secret(username="me", password="no one's"))
     assert seen(machine)[-1]["secret"] == {"username": "me", "password": "no one's"}
     unit.configure(text="secret:d0000000000000000000")
-    assert "not found" in seen(machine)[-1]["secret"]
+    assert seen(machine)[-1]["secret"].startswith("SecretNotFoundError")
 
 
 def test_wrong_settings_are_refused_before_any_hook(unit: Unit):

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ import pytest
 import archive
 import authenticator
 import download
+import files
+import host
 import reach
 import upstream
 import webhook
@@ -533,6 +536,40 @@ def test_a_charm_that_died_before_the_turn_goes_on_with_what_it_had_started(unit
     assert program.running(program.in_force) == "two"
     assert [program.running(port) for port in program.ports] == [None, "two"]
     assert not [call for call in machine.calls if call.startswith("start") and "upstream" in call]
+
+
+@pytest.mark.slow
+def test_a_charm_killed_at_any_step_leaves_a_program_behind_the_endpoint(unit, machine, site, program, monkeypatch):
+    site.files |= {"/one": elf("one"), "/two": elf("two")}
+    unit.configure(k8s_keystone_auth_url=f"{site.url}/one", k8s_keystone_auth_sha256=sha256(elf("one"))).run()
+    for kill_at in itertools.count(1):
+        name = ["one", "two"][kill_at % 2]
+        unit.configure(k8s_keystone_auth_url=f"{site.url}/{name}", k8s_keystone_auth_sha256=sha256(elf(name)))
+        steps = 0
+
+        def dying(step, kill_at=kill_at):
+            def counted(*args, **named):
+                nonlocal steps
+                steps += 1
+                if steps == kill_at:
+                    raise RuntimeError("killed")
+                return step(*args, **named)
+
+            return counted
+
+        with monkeypatch.context() as patched:
+            for module, step in ((host, "systemctl"), (files, "write"), (files, "remove"), (upstream.shutil, "rmtree")):
+                patched.setattr(module, step, dying(getattr(module, step)))
+            with contextlib.suppress(Exception):
+                unit.run()
+        assert program.in_force is not None
+        assert program.running(program.in_force) in ("one", "two")
+        assert isinstance(unit.run(), ops.ActiveStatus)
+        assert sorted(filter(None, map(program.running, program.ports))) == [name]
+        assert program.running(program.in_force) == name
+        if steps < kill_at:
+            break
+    assert kill_at > 15
 
 
 def _killed(*args: object, **named: object) -> None:
