@@ -145,9 +145,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         try:
             return self.model.get_secret(id=name).get_content(refresh=True)
         except (ops.SecretNotFoundError, ops.ModelError) as error:
+            why = str(error) or "not found, or not granted"
             raise ConfigError(
-                upstream.CREDENTIALS,
-                f"cannot be read: juju grant-secret {name} {self.app.name} ({str(error) or 'not found, or not granted'})",
+                upstream.CREDENTIALS, f"cannot be read: juju grant-secret {name} {self.app.name} ({why})"
             ) from error
 
     def _bring_into_force(self) -> ops.StatusBase:

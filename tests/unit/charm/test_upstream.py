@@ -542,6 +542,7 @@ def test_a_charm_that_died_before_the_turn_goes_on_with_what_it_had_started(unit
 def test_a_charm_killed_at_any_step_leaves_a_program_behind_the_endpoint(unit, machine, site, program, monkeypatch):
     site.files |= {"/one": elf("one"), "/two": elf("two")}
     unit.configure(k8s_keystone_auth_url=f"{site.url}/one", k8s_keystone_auth_sha256=sha256(elf("one"))).run()
+    kill_at = 0
     for kill_at in itertools.count(1):
         name = ["one", "two"][kill_at % 2]
         unit.configure(k8s_keystone_auth_url=f"{site.url}/{name}", k8s_keystone_auth_sha256=sha256(elf(name)))
