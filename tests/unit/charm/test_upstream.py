@@ -434,7 +434,11 @@ def test_a_ca_of_ones_own_is_believed_beside_the_machines(unit, site, program, a
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("dead", "does not answer"), ("deaf", "not as a TokenReview's webhook"), ("open", "lets in a token")],
+    [
+        ("dead", "does not answer"),
+        pytest.param("deaf", "not as a TokenReview's webhook", marks=pytest.mark.slow),
+        pytest.param("open", "lets in a token", marks=pytest.mark.slow),
+    ],
 )
 def test_a_program_that_is_no_good_is_never_switched_to(unit, machine, site, program, content, complaint):
     site.files |= {"/x": elf("one"), "/y": elf(content)}
@@ -456,6 +460,7 @@ def test_a_program_that_is_no_good_is_never_switched_to(unit, machine, site, pro
     assert kept(machine) == {elf("one")}
 
 
+@pytest.mark.slow
 def test_a_program_that_is_no_good_is_not_downloaded_at_each_hook(unit, site, program):
     site.files["/x"] = elf("dead")
     unit.configure(k8s_keystone_auth_url=f"{site.url}/x")
