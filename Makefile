@@ -23,6 +23,7 @@ check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/python docs/reference.py --check
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync types unit
 
 types: venv

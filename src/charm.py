@@ -17,6 +17,8 @@ import actions
 import apiserver
 import authenticator
 import flags
+import keystone_charm
+import owner
 import reach
 import upstream
 import webhook
@@ -40,7 +42,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._verdict: ops.StatusBase | None = None
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
-        relation = self.on[RELATION]
+        relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -51,6 +53,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             relation.relation_joined,
             relation.relation_changed,
             relation.relation_broken,
+            keystone.relation_created,
+            keystone.relation_joined,
+            keystone.relation_changed,
+            keystone.relation_departed,
+            keystone.relation_broken,
         ):
             framework.observe(event, self._on_any_event)
         for event in (self.on.stop, self.on.remove):
@@ -72,7 +79,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
-        undone = isinstance(self._verdict, ops.BlockedStatus) or apiserver.wired(self.place) is not None
+        wired = owner.other(self.places, self.unit.name) is None and apiserver.wired(self.place) is not None
+        undone = isinstance(self._verdict, ops.BlockedStatus) or wired
         if isinstance(event, ops.RemoveEvent) and undone:
             # The last chance to be heard: after this event the unit, and its status, are gone.
             raise RuntimeError(f"cannot be removed cleanly: {self._verdict.message}")
@@ -82,16 +90,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             event.add_status(self._verdict)
 
     def _on_reload_policy(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.reload_policy(self.places, self._options()))
+        self._act(event, lambda: actions.reload_policy(self.places, self._config()))
 
     def _on_check_access(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._options()))
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config()))
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
         try:
+            owner.check(self.places, self.unit.name)
             event.set_results(action())
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             event.fail(_told(error))
@@ -117,13 +126,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             logger.error("blocked: %s", error)
             return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
 
-    def _announce(self, message: str) -> None:
-        logger.info(message)
-        self.unit.status = ops.MaintenanceStatus(message)
-
-    def _options(self) -> CharmConfig:
-        """Give the options, and the resource that an operator may have attached."""
-        config = load(self)
+    def _config(self) -> CharmConfig:
+        """Give the options, and what there is beside them: Keystone's charm's word, and a resource that is attached."""
+        config = load(self, keystone_charm.related(self.model, authenticator.in_force(self.places).keystone_url))
         path = None
         if config.takes_resource:
             try:
@@ -135,6 +140,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
                     raise Waiting(f"resource {RESOURCE}: the controller does not give it: {error}") from error
         # Charmhub wants a file for each resource: an empty one stands for none.
         return config.with_resource(path if path is not None and path.stat().st_size else None)
+
+    def _announce(self, message: str) -> None:
+        logger.info(message)
+        self.unit.status = ops.MaintenanceStatus(message)
 
     def _secret(self, name: str) -> dict[str, str]:
         """Give the content of a secret that an operator has granted."""
@@ -152,7 +161,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
-        config = self._options()
+        owner.check(self.places, self.unit.name)
+        config = self._config()
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
@@ -171,6 +181,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
+        owner.claim(self.places, self.unit.name)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None)
         behind = None
@@ -251,11 +262,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
-        wired = apiserver.wired(self.place)
-        if wired is not None:
-            apiserver.remove(wired, self._announce)
-        upstream.stop(self.places)
-        authenticator.uninstall(self.places)
+        if owner.other(self.places, self.unit.name) is None:
+            wired = apiserver.wired(self.place)
+            if wired is not None:
+                apiserver.remove(wired, self._announce)
+            upstream.stop(self.places)
+            authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
     def _summary(
@@ -269,6 +281,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("access reviews go to authz-server-url")
         else:
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
+        if config.keystone_overridden:
+            parts.append("keystone-url wins over keystone-credentials")
         if config.names_upstream_way:
             parts.append("upstream-compatible names")
         program = upstream.in_force(self.places) if config.own_program else None
