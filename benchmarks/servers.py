@@ -155,9 +155,9 @@ def reviews_of(files: Files, server: Server) -> int:
 
 
 @contextlib.contextmanager
-def upstream(files: Files, keystone: Keystone, policy: Path) -> Iterator[Server]:
-    """Run k8s-keystone-auth (it knows no client certificates)."""
-    port = free_port()
+def upstream(files: Files, keystone: Keystone, policy: Path, port: int | None = None) -> Iterator[Server]:
+    """Run k8s-keystone-auth (it knows no client certificates), on a free port unless one is given."""
+    port = port or free_port()
     command = [
         setup.upstream() / "k8s-keystone-auth",
         f"--listen=127.0.0.1:{port}",

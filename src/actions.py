@@ -79,9 +79,13 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     files.write(places.policy, policy.content, 0o640, authenticator.group())
     try:
         status = authenticator.wait_until_in_force(places)
-        if config.k8s_keystone_auth_url:
+        program = upstream.in_force(places) if upstream.port_in_force(places) else None
+        if program is not None:
             # It reads its policy at its start alone.
-            upstream.start(places, config, webhook.tls(places), upstream.ensure(places, config), with_policy=True)
+            behind = upstream.start(places, config, webhook.tls(places), program, with_policy=True)
+            authenticator.turn_to(places, upstream.urls(), behind)
+            authenticator.wait_until_in_force(places)
+            upstream.settle(places, program)
     except (WorkloadError, ConfigError):
         files.write(places.policy, before, 0o640, authenticator.group())
         raise

@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -391,6 +391,21 @@ def write_settings(
         "policy_configmap": config.policy_configmap or None,
         "log_level": config.log_level,
     }
+    files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, host.group_id(NAME))
+
+
+def turn_to(places: Places, now: Collection[str], backend: Backend) -> None:
+    """Have the authenticator ask another service in the place of one that it asks now, and leave the rest as it is.
+
+    Args:
+        places: where.
+        now: the URLs that are to be no longer asked.
+        backend: what is asked instead.
+    """
+    settings: dict[str, Any] = json.loads(places.settings.read_bytes())
+    for name in ("authentication_backend", "authorization_backend"):
+        if (settings[name] or {}).get("url") in now:
+            settings[name] = _backend(backend)
     files.write(places.settings, json.dumps(settings, indent=1).encode() + b"\n", 0o640, host.group_id(NAME))
 
 

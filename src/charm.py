@@ -9,6 +9,7 @@ what a monitoring agent is told in observability.py.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Callable, Mapping
 
@@ -34,7 +35,7 @@ try:
     import upstream
     import webhook
     from authenticator import Backend, Backends, Policy, Status, WorkloadError
-    from config import CharmConfig, load
+    from config import RESOURCE, CharmConfig, load
     from errors import Blocked, OperatorError, Waiting
     from files import Places
 except ImportError as error:
@@ -156,23 +157,15 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
         self._act(event, checked)
 
-    def _token(self, secret: str, file: str) -> str:
+    def _token(self, name: str, file: str) -> str:
         """Give the token that an action is about, which is never a parameter itself."""
-        if bool(secret) == bool(file):
+        if bool(name) == bool(file):
             raise Blocked(
                 "give either token-secret= (a Juju secret's ID) or token-file= (a path on this unit's machine)"
             )
         if file:
             return check_authentication.of_file(file)
-        if not self.model.juju_version.has_secrets:
-            raise Blocked("token-secret: this Juju has no secrets; write the token to a file of root's (token-file)")
-        try:
-            content = self.model.get_secret(id=secret).get_content(refresh=True)
-        except (ops.SecretNotFoundError, ops.ModelError):
-            raise Blocked(
-                f"token-secret: {secret!r} is no secret that this application may read:"
-                f" juju grant-secret NAME {self.app.name}"
-            ) from None
+        content = secret.granted(self.model, "token-secret", name)
         return check_authentication.clean(content.get("token", ""), "token-secret (its key token)")
 
     def _on_sync(self, event: ops.ActionEvent) -> None:
@@ -207,7 +200,19 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
 
     def _config(self) -> CharmConfig:
-        return load(self, keystone_charm.related(self.model, authenticator.in_force(self.places).keystone_url))
+        """Give the options, and what there is beside them: Keystone's charm's word, and a resource that is attached."""
+        config = load(self, keystone_charm.related(self.model, authenticator.in_force(self.places).keystone_url))
+        path = None
+        if config.takes_resource:
+            try:
+                path = self.model.resources.fetch(RESOURCE)
+            except ops.ModelError as error:
+                # Juju's word for "not attached" is an error, too, and not one that can be told from others.
+                behind = upstream.in_force(self.places) if upstream.port_in_force(self.places) else None
+                if behind is not None and behind.record.url == upstream.FROM_RESOURCE:
+                    raise Waiting(f"resource {RESOURCE}: the controller does not give it: {error}") from error
+        # Charmhub wants a file for each resource: an empty one stands for none.
+        return config.with_resource(path if path is not None and path.stat().st_size else None)
 
     def _announce(self, message: str) -> None:
         logger.info(message)
@@ -236,7 +241,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._check_new_urls(config)
         if not authenticator.is_installed(self.places):
             self._announce("installing the authenticator")
-        download = upstream.ensure(self.places, config) if config.k8s_keystone_auth_url else None
+        account = functools.partial(secret.granted, self.model, upstream.CREDENTIALS)
+        program = upstream.ensure(self.places, config, account, self._announce) if config.own_program else None
         self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
@@ -244,8 +250,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None, credentials)
         behind = None
-        if download is not None:
-            behind = upstream.start(self.places, config, tls, download, with_policy=policy is not None)
+        if program is not None:
+            behind = upstream.start(self.places, config, tls, program, with_policy=policy is not None)
         chained = wire.place.chain_file if wire and missing.authentication else None
         certified = chained is not None
         if layout is None and self._prepare_hand(config, tls):
@@ -268,8 +274,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.remove_unused_inputs(self.places, config)
         if layout is not None:
             files.remove(self.places.by_hand)
-        if download is None:
+        if program is None:
             upstream.stop(self.places)
+        else:
+            upstream.settle(self.places, program)
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
@@ -296,12 +304,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         now = authenticator.in_force(self.places)
         if (config.keystone_url, config.keystone_ca) != (now.keystone_url, now.keystone_ca):
             reach.keystone(config.keystone_url, config.keystone_ca)
-        for option, url, old in (
-            ("authn-server-url", config.authentication_service, now.authentication_url),
-            ("authz-server-url", config.authorization_service, now.authorization_url),
+        for option, url, old, kind in (
+            ("authn-server-url", config.authentication_service, now.authentication_url, "TokenReview"),
+            ("authz-server-url", config.authorization_service, now.authorization_url, "SubjectAccessReview"),
         ):
             if url and (url, config.auth_server_ca) != (old, now.backend_ca):
-                reach.service(option, url, config.auth_server_ca)
+                reach.service(option, url, config.auth_server_ca, kind)
 
     def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None, missing: flags.Missing) -> None:
         """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA.
@@ -399,9 +407,10 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("keystone-url wins over keystone-credentials")
         if config.names_upstream_way:
             parts.append("upstream-compatible names")
-        record = upstream.recorded(self.places) if config.k8s_keystone_auth_url else None
-        if record is not None:
-            parts.append(f"k8s-keystone-auth sha256 {record.sha256}")
+        program = upstream.in_force(self.places) if config.own_program else None
+        if program is not None:
+            attached = " (resource)" if config.resource else ""
+            parts.append(f"k8s-keystone-auth{attached} sha256 {program.record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
         if outage is not None:

@@ -309,7 +309,7 @@ class _Way:
             session.headers["Authorization"] = f"Bearer {self.token}"
             pem.write(self.config.kubernetes_ca)
             pem.flush()
-            session.verify = reach.authorities(pem.name if self.config.kubernetes_ca else "")
+            session.verify = pem.name if self.config.kubernetes_ca else reach.system_ca()
             yield session
 
     def _who(self, session: requests.Session, url: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,13 +19,17 @@ import pydantic
 from cryptography import x509
 
 from errors import ConfigError, Waiting
+from image import Reference
 from keystone_charm import Related
 
 DEFAULT_ENDPOINT = "https://127.0.0.1:8443/webhook"
 PRIVATE_PORT = 8444
 """The authenticator's private listener: health and state, no tokens."""
-UPSTREAM_PORT = 8445
-"""Where an operator's own k8s-keystone-auth listens, on loopback."""
+UPSTREAM_PORTS = (8445, 8446)
+"""Where an operator's own k8s-keystone-auth listens, on loopback; at a change the new one takes the other port."""
+RESOURCE = "k8s-keystone-auth"
+"""The Juju resource that may hold one."""
+INCOMING = "/var/lib/kubernetes-keystone/incoming"
 LAYOUTS = ("charmed", "canonical", "microk8s", "static-pod")
 
 
@@ -127,7 +132,7 @@ def _server_url(value: str) -> str:
             )
         if url.port is None:
             raise ValueError(f"{_shown(value)} names no port: use https://{url.netloc}:8443/webhook")
-        if url.port in {PRIVATE_PORT, UPSTREAM_PORT}:
+        if url.port in {PRIVATE_PORT, *UPSTREAM_PORTS}:
             raise ValueError(f"port {url.port} is used by the authenticator itself: choose another")
     return value
 
@@ -166,6 +171,8 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     keystone_ca: Annotated[str, pydantic.BeforeValidator(_ca_of_related), pydantic.AfterValidator(_pem)] = ""
     k8s_keystone_auth_url: str = ""
     k8s_keystone_auth_sha256: str = ""
+    k8s_keystone_auth_ca: Pem = ""
+    k8s_keystone_auth_credentials: str = ""
     authn_server_url: ServerUrl = ""
     authz_server_url: ServerUrl = ""
     auth_server_ca: Pem = ""
@@ -183,6 +190,8 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     kubernetes_url: UsersUrl = ""
     kubernetes_ca: Pem = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    attached: Path | None = pydantic.Field(default=None, exclude=True)
+    """No option: the resource that Juju has for this unit, see `with_resource`."""
 
     @pydantic.field_validator("keystone_url")
     @classmethod
@@ -212,10 +221,16 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @classmethod
     def _check_download_url(cls, value: str) -> str:
         value = value.strip()
-        if value.startswith(("file://", "oci://")):
-            raise ValueError(f"{value.partition(':')[0]}:// is not supported by this version yet: use https://")
-        if value:
-            _url(value, ("https",))
+        if value.startswith("oci://"):
+            try:
+                Reference.parse(value)
+            except ValueError as error:
+                raise ValueError(f"{_shown(value)} {error}") from None
+        elif value.startswith("file://"):
+            if not re.fullmatch(rf"file://{INCOMING}/(?!\.\.?$)[A-Za-z0-9._+-]+", value):
+                raise ValueError(f"{_shown(value)} is not in the one folder for it: use file://{INCOMING}/NAME")
+        elif value:
+            _url(value, ("https", "oci", "file"))
         return value
 
     @pydantic.field_validator("k8s_keystone_auth_sha256")
@@ -245,13 +260,16 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
             raise ValueError(f"{_shown(value)} is not namespace/name, such as kube-system/k8s-auth-policy")
         return value
 
-    @pydantic.field_validator("sync_credentials")
+    @pydantic.field_validator("k8s_keystone_auth_credentials", "sync_credentials")
     @classmethod
     def _check_credentials(cls, value: str) -> str:
         value = value.strip()
         # Whatever else is there may be the secret itself: nothing of it is repeated.
         if value and not re.fullmatch(r"secret:\S+|/\S+", value):
-            raise ValueError("names neither a Juju secret (secret:…) nor a file of root's on the units (/…)")
+            raise ValueError(
+                "is neither a Juju secret (secret:…) nor the absolute path of a file of root's on the units; if it was"
+                " a password, think of it as known to others now"
+            )
         return value
 
     @pydantic.field_validator("sync_kubeconfig")
@@ -289,8 +307,19 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
                 "would never be asked: authn-server-url and authz-server-url both"
                 " name services of their own. Unset one of the three",
             )
-        if self.k8s_keystone_auth_sha256 and not self.k8s_keystone_auth_url:
-            raise ConfigError("k8s-keystone-auth-sha256", "is set without k8s-keystone-auth-url; set both or neither")
+        url, sha256 = self.k8s_keystone_auth_url, self.k8s_keystone_auth_sha256
+        if url.startswith("file://") and not sha256:
+            raise ConfigError("k8s-keystone-auth-sha256", f"is required for {url}: sha256sum says what it is")
+        if url.startswith("oci://"):
+            image = Reference.parse(url)
+            if not image.digest and not sha256:
+                raise ConfigError(
+                    "k8s-keystone-auth-sha256",
+                    f"is required for {url}, as a tag says nothing of what is in it: the image's digest, or use"
+                    f" oci://{image.registry}/{image.name}@sha256:…",
+                )
+            if image.digest and sha256 and image.digest != f"sha256:{sha256}":
+                raise ConfigError("k8s-keystone-auth-sha256", f"contradicts the digest in {url}: set one or the other")
         if self.policy_configmap and (self.k8s_keystone_auth_url or self.authorization_service):
             raise ConfigError("policy-configmap", "would never be read: another authorizer than ours decides on access")
         if self.sync_credentials and not self.sync_config.strip():
@@ -300,6 +329,39 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
         if self.api_server == "manual" and self.in_cluster and not self.sync_kubeconfig:
             raise ConfigError("sync-kubeconfig", "is needed with api-server=manual, where no administrator is known")
         return self
+
+    def with_resource(self, path: Path | None) -> CharmConfig:
+        """Add the Juju resource, if one is attached: the options alone do not say.
+
+        Raises:
+            ConfigError: there is an option for it, and neither a URL nor a resource.
+        """
+        if self.k8s_keystone_auth_sha256 and not self.k8s_keystone_auth_url and path is None:
+            raise ConfigError(
+                "k8s-keystone-auth-sha256",
+                f"is set without k8s-keystone-auth-url and without the resource {RESOURCE}; set both or neither",
+            )
+        if self.policy_configmap and path is not None and self.takes_resource:
+            raise ConfigError(
+                "policy-configmap", f"would never be read: the resource {RESOURCE} decides on access in our place"
+            )
+        return self.model_copy(update={"attached": path})
+
+    @property
+    def takes_resource(self) -> bool:
+        """Whether an attached resource would stand behind the endpoint: a URL and services of others come first."""
+        both = self.authentication_service and self.authorization_service
+        return not self.k8s_keystone_auth_url and not both
+
+    @property
+    def resource(self) -> Path | None:
+        """The attached k8s-keystone-auth that is to stand behind the endpoint."""
+        return self.attached if self.takes_resource else None
+
+    @property
+    def own_program(self) -> bool:
+        """Whether a k8s-keystone-auth of the operator's runs behind the endpoint, on this machine."""
+        return bool(self.k8s_keystone_auth_url) or self.resource is not None
 
     @property
     def listen(self) -> Listen:
@@ -327,7 +389,7 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @property
     def implies_upstream_names(self) -> bool:
         """Whether another service than the built-in authenticator is behind the endpoint."""
-        return bool(self.k8s_keystone_auth_url or self.authentication_service or self.authorization_service)
+        return bool(self.own_program or self.authentication_service or self.authorization_service)
 
     @property
     def authorization(self) -> bool:

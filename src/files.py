@@ -6,12 +6,14 @@ Not here: what the files say.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jinja2
 
@@ -97,6 +99,11 @@ class Places:
         return self.root / "var/lib" / NAME
 
     @property
+    def incoming(self) -> Path:
+        """Where an operator puts a program for `file://`."""
+        return self.state / "incoming"
+
+    @property
     def opt(self) -> Path:
         """The installed programs."""
         return self.root / "opt" / NAME
@@ -151,6 +158,44 @@ def write(path: Path, content: bytes, mode: int, group: int | None = None) -> bo
         Path(temporary).unlink(missing_ok=True)
         raise
     return True
+
+
+class NotPlain(Exception):
+    """A path that leads through a link, or to what is no regular file; the text says where."""
+
+
+def open_plain(root: Path, path: Path) -> IO[bytes]:
+    """Open a regular file, through no link in its whole path: whoever could make one would choose what root reads.
+
+    Args:
+        root: where the path begins.
+        path: below it; absolute ones count from it, too.
+
+    Raises:
+        FileNotFoundError: there is none.
+        NotPlain: see there.
+    """
+    parts = [part for part in path.parts if part != "/"]
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for number, part in enumerate(parts, 1):
+            # Not blocking: a pipe that nobody writes to would be waited for.
+            last = number == len(parts)
+            flags = os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_NONBLOCK if last else os.O_DIRECTORY)
+            try:
+                below = os.open(part, os.O_RDONLY | flags, dir_fd=at)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                    where = Path("/", *parts[:number])
+                    raise NotPlain(f"{where} is a link, or no {'regular file' if last else 'folder'}") from None
+                raise
+            os.close(at)
+            at = below
+        if not stat.S_ISREG(os.fstat(at).st_mode):
+            raise NotPlain(f"{Path('/', *parts)} is no regular file")
+        return os.fdopen(os.dup(at), "rb")
+    finally:
+        os.close(at)
 
 
 def folder(path: Path, mode: int, group: int | None = None) -> None:

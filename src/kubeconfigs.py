@@ -234,7 +234,7 @@ def _problem(url: str, ca: str) -> str:
                 f"{url}/version",
                 timeout=SECONDS,
                 allow_redirects=False,
-                verify=reach.authorities(pem.name if ca else ""),
+                verify=pem.name if ca else reach.system_ca(),
             )
         except requests.exceptions.SSLError:
             return "its certificate is not for that address, or not signed by the CA that is known"

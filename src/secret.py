@@ -1,4 +1,4 @@
-"""What an option names and must not hold itself: a Juju secret, or a file of root's on the unit."""
+"""What an option or a parameter names and must not hold itself: a Juju secret, or a file of root's on the unit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,7 @@ def read(model: ops.Model, option: str, value: str) -> str:
         ConfigError: it cannot be read; nothing of it is in the text.
     """
     if value.startswith("secret:"):
-        try:
-            return json.dumps(model.get_secret(id=value).get_content(refresh=True))
-        except (ops.SecretNotFoundError, ops.ModelError) as error:
-            raise ConfigError(
-                option,
-                f"{value} cannot be read: juju grant-secret NAME kubernetes-keystone; Juju 2.9 has no secrets, there"
-                f" it is a file's path ({type(error).__name__})",
-            ) from None
+        return json.dumps(granted(model, option, value))
     path = Path(value)
     try:
         found = path.stat()
@@ -44,3 +37,23 @@ def read(model: ops.Model, option: str, value: str) -> str:
         raise ConfigError(option, f"{path}: {error.strerror}; the file has to be on every unit") from None
     except UnicodeDecodeError:
         raise ConfigError(option, f"{path} is not a text in UTF-8") from None
+
+
+def granted(model: ops.Model, what: str, name: str) -> dict[str, str]:
+    """Give the newest content of a secret that an operator has granted.
+
+    Args:
+        model: whose secrets.
+        what: the option or parameter that names it, for messages.
+        name: `secret:<ID>`.
+
+    Raises:
+        ConfigError: this Juju has no secrets, or this one may not be read.
+    """
+    if not model.juju_version.has_secrets:
+        raise ConfigError(what, "this Juju has no secrets: name a file of root's on the unit instead")
+    try:
+        return model.get_secret(id=name).get_content(refresh=True)
+    except (ops.SecretNotFoundError, ops.ModelError) as error:
+        why = str(error) or "not found, or not granted"
+        raise ConfigError(what, f"{name} cannot be read: juju grant-secret {name} {model.app.name} ({why})") from None

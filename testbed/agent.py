@@ -8,6 +8,7 @@ hooks; a hook that fails puts the unit into the error state until it is run agai
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shlex
@@ -148,9 +149,11 @@ class Unit:
         self.related = False
         self._relations: dict[str, Relation] = {}
         self._relation_ids = itertools.count(1)
-        self.secrets: dict[str, dict[str, str]] = {}
-        """What `juju grant-secret` gave, by ID."""
         self._actions = 0
+        self._resources: dict[str, bytes] = {}
+        self._placed: dict[str, str] = {}
+        self._secrets: dict[str, dict[str, str]] = {}
+        self._proxies: dict[str, str] = {}
         self._model_uuid = str(uuid.uuid4())
 
     # What an operator does
@@ -213,6 +216,22 @@ class Unit:
             self._config.pop(option, None)
         if self.related and self._effective() != before:
             self.hook("config-changed")
+
+    def attach(self, resource: str, content: bytes) -> None:
+        """`juju attach-resource`, after which Juju runs `upgrade-charm`; before `relate`, `deploy --resource`."""
+        self._resources[resource] = content
+        if self.related:
+            self.hook("upgrade-charm")
+
+    def add_secret(self, **content: str) -> str:
+        """`juju add-secret` and `juju grant-secret`: gives what an option that names it is set to."""
+        name = f"d0{uuid.uuid4().hex[:18]}"
+        self._secrets[name] = content
+        return f"secret:{name}"
+
+    def configure_model(self, **settings: str) -> None:
+        """`juju model-config` of `juju-https-proxy` and the like; no hook runs."""
+        self._proxies = {f"JUJU_CHARM_{name.removeprefix('juju_').upper()}": value for name, value in settings.items()}
 
     def run_action(self, action: str, **params: Any) -> ActionResult:
         """`juju run UNIT ACTION`; defaults come from actions.yaml, unknown parameters are refused."""
@@ -391,8 +410,9 @@ class Unit:
             "relations": [] if over or not self.related else relations,
             "status": list(self.status),
             "action": action,
-            "secrets": self.secrets,
             "address": self.machine.address,
+            "resources": {name: self._place(name, content) for name, content in self._resources.items()},
+            "secrets": self._secrets,
         }
         self.machine.write(f"{self._tools}/context.json", json.dumps(context), 0o600)
         environment = {
@@ -418,6 +438,7 @@ class Unit:
             "LANG": "C.UTF-8",
             "PATH": f"{self._tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin",
             "TERM": "tmux-256color",
+            **self._proxies,
             **extra,
         }
         words = [f"{name}={value}" for name, value in environment.items()]
@@ -456,6 +477,16 @@ class Unit:
                 at = datetime.fromtimestamp(effect["at"], timezone.utc)
                 self.log.append(LogLine(at, effect["level"], effect["message"]))
         return effects
+
+    def _place(self, resource: str, content: bytes) -> str:
+        """Put a resource where Juju's agent does, unless this very one is there, and give its path."""
+        declared = self._yaml("metadata.yaml")["resources"][resource]
+        path = f"{self._folder}/resources/{resource}/{declared['filename']}"
+        digest = hashlib.sha256(content).hexdigest()
+        if self._placed.get(path) != digest or not self.machine.exists(path):
+            self.machine.write(path, content, 0o600)
+            self._placed[path] = digest
+        return path
 
     def _effects(self) -> list[dict[str, Any]]:
         path = f"{self._tools}/effects.jsonl"

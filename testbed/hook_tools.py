@@ -197,19 +197,6 @@ def action_get(context: Context, arguments: list[str]) -> None:
     show(value, options.format == "json")
 
 
-def secret_get(context: Context, arguments: list[str]) -> None:
-    """What a secret holds that this application was granted."""
-    made = parser("secret-get", "id", "key?")
-    made.add_argument("--label")
-    for name in ("refresh", "peek"):
-        made.add_argument(f"--{name}", action="store_true")
-    options = made.parse_args(arguments)
-    found = context["secrets"].get(options.id.removeprefix("secret:"))
-    if found is None:
-        fail(f'secret "{options.id}" not found')
-    show(found.get(options.key) if options.key else found, options.format == "json")
-
-
 def action_set(context: Context, arguments: list[str]) -> None:
     """Results of the action, `a.b=value` for nested ones."""
     action(context)
@@ -257,6 +244,27 @@ def unit_get(context: Context, arguments: list[str]) -> None:
     """`public-address` and `private-address`."""
     options = parser("unit-get", "key").parse_args(arguments)
     show(context["address"], options.format == "json")
+
+
+def resource_get(context: Context, arguments: list[str]) -> None:
+    """The path of a resource that was attached."""
+    name = parser("resource-get", "name").parse_args(arguments).name
+    if name not in context["resources"]:
+        fail(f"could not download resource: HTTP request failed: resource {name!r} not found")
+    print(context["resources"][name])
+
+
+def secret_get(context: Context, arguments: list[str]) -> None:
+    """The content of a secret that was granted to this application, by `secret:ID`."""
+    made = parser("secret-get", "id?", "key?")
+    for name in ("refresh", "peek"):
+        made.add_argument(f"--{name}", action="store_true")
+    made.add_argument("--label", default="")
+    options = made.parse_args(arguments)
+    content = context["secrets"].get((options.id or "").rpartition(":")[2].rpartition("/")[2])
+    if content is None:
+        fail(f"secret {options.id!r} not found")
+    show(content[options.key] if options.key else content, options.format == "json")
 
 
 def stored() -> dict[str, str]:
@@ -319,7 +327,7 @@ TOOLS: dict[str, Callable[[Context, list[str]], None]] = {
     "relation-list": relation_list,
     "relation-model-get": relation_model_get,
     "relation-set": relation_set,
-    "resource-get": not_there("could not download resource: resource not found"),
+    "resource-get": resource_get,
     "secret-add": not_there("secrets are not kept by the stand-in"),
     "secret-get": secret_get,
     "secret-ids": lambda context, arguments: show([], "--format=json" in arguments),

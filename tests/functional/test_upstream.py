@@ -1,4 +1,4 @@
-"""Ours in upstream-compatible mode and the real k8s-keystone-auth, asked the same: the answers must be the same.
+"""Ours in upstream-compatible mode, the real k8s-keystone-auth, and that one behind ours: the answers must be the same.
 
 Policies and reviews are generated, by the seed `DIFFERENTIAL_SEED` (1) and as many rounds as `DIFFERENTIAL_ROUNDS` (1)
 says. Where the answers differ on purpose, docs/upstream.md says which and why, and `DIFFERENCES` here has the case.
@@ -21,17 +21,24 @@ from typing import Any
 
 import pytest
 
+import authenticator
 from benchmarks import servers
+from config import CharmConfig
+from errors import ConfigError
+from files import Places
 from testbed.cache import TestbedError
 from testbed.keystone import Domain, Keystone
+from testbed.processes import free_port
 from tests.functional.conftest import Starter
 from tests.unit.authenticator.support import (
     EXTRA,
+    Authority,
     Service,
     access_review,
     eventually,
     fernet_token,
     replace,
+    serving,
     token_review,
 )
 
@@ -117,6 +124,50 @@ class Ours:
 @pytest.fixture
 def ours(start: Starter, tmp_path: Path) -> Ours:
     return Ours(start, tmp_path)
+
+
+class Behind:
+    """Our program with upstream's behind it, as the charm sets the two up."""
+
+    def __init__(self, service: Service, files: servers.Files, keystone: Keystone, port: int) -> None:
+        self.service, self._files, self._keystone, self._port = service, files, keystone, port
+        self._connection = service.connect()
+
+    @contextlib.contextmanager
+    def deciding(self, policy: Any) -> Iterator[Behind]:
+        """With a policy, through the charm's own check: upstream's program gets what that makes of it.
+
+        Raises:
+            ConfigError: the charm refuses it.
+        """
+        text = policy if isinstance(policy, str) else json.dumps(policy)
+        options = CharmConfig(keystone_url=self._keystone.url, policy=text, upstream_compatible=True)
+        path = Path(self._files.path("behind.json"))
+        path.write_bytes(authenticator.validate_policy(Places(), options).content)
+        with servers.upstream(self._files, self._keystone, path, self._port):
+            yield self
+
+    def post(self, review: Any) -> tuple[int, bytes]:
+        return self.service.post(review, connection=self._connection)
+
+    def allows(self, review: Json) -> bool:
+        code, body = self.post(review)
+        assert code == 200, (body, review)
+        return json.loads(body)["status"]["allowed"]
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory, authority: Authority, keystone: Keystone) -> Iterator[Behind]:
+    files, port = servers.Files(tmp_path_factory.mktemp("behind")), free_port()
+    backend = {"url": f"https://127.0.0.1:{port}/webhook", "ca": files.path("ca.pem")}
+    settings = {
+        "keystone": {"url": keystone.url, "ca": str(keystone.ca)},
+        "upstream_compatible": True,
+        "authentication_backend": backend,
+        "authorization_backend": backend,
+    }
+    with serving(files.folder, authority, **settings) as service:
+        yield Behind(service, files, keystone, port)
 
 
 # -- generated policies and reviews
@@ -281,7 +332,7 @@ def aim(rng: random.Random, question: Json, at: Json) -> Json:
     return question
 
 
-def compare(theirs: Upstream, ours: Ours, policy: list[Json], asked: Sequence[Json]) -> int:
+def compare(theirs: Upstream | Behind, ours: Ours, policy: list[Json], asked: Sequence[Json]) -> int:
     """How many of the reviews are allowed, by both."""
     allowed = 0
     for question in asked:
@@ -327,6 +378,24 @@ def test_a_policy_of_few_items_is_decided_as_upstream_decides_it(
         questions = [aim(rng, review(rng, None), rng.choice(policy or [{}])) for _ in range(40)]
         with upstream(policy) as theirs:
             allowed += compare(theirs, ours, policy, questions)
+        asked += len(questions)
+    assert asked / 20 < allowed < asked / 2, "the questions do not tell policies apart"
+
+
+def test_upstream_behind_ours_decides_as_ours_alone(behind: Behind, ours: Ours) -> None:
+    rng = random.Random(f"behind {SEED}")
+    allowed = asked = 0
+    for _ in range(4):
+        policy = [item(rng, f"tag-{number}") for number in range(40)]
+        ours.load(policy)
+        questions = [aim(rng, review(rng, None), entry) for entry in policy for _ in range(20)]
+        for question in questions:
+            # As an API server asks: about a user who was told to it before.
+            question["spec"]["extra"].update(
+                access_review("x", version="v1beta1")["spec"]["extra"] | question["spec"]["extra"]
+            )
+        with behind.deciding(policy) as program:
+            allowed += compare(program, ours, policy, questions)
         asked += len(questions)
     assert asked / 20 < allowed < asked / 2, "the questions do not tell policies apart"
 
@@ -392,11 +461,11 @@ DIFFERENCES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def documented(heading: str) -> dict[str, tuple[str, str]]:
-    """The table under a heading: what each program does, by case."""
+def documented(heading: str) -> dict[str, tuple[str, str, str]]:
+    """The table under a heading: what each program does, by case; upstream's alone, it behind ours, and ours."""
     lines = DOCUMENT.partition(f"### {heading}\n")[2].partition("\n#")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    return {name: (theirs, own) for name, theirs, own, _ in rows[2:]}
+    return {name: (theirs, both, own) for name, theirs, both, own, _ in rows[2:]}
 
 
 def test_every_difference_in_verdicts_is_documented_and_tried() -> None:
@@ -413,15 +482,22 @@ def outcome(answer: tuple[int, bytes] | str) -> str:
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_a_verdict_differs_on_purpose_as_documented(name: str, upstream: Callable[..., Any], ours: Ours) -> None:
+def test_a_verdict_differs_on_purpose_as_documented(
+    name: str, upstream: Callable[..., Any], behind: Behind, ours: Ours
+) -> None:
     policy, question = DIFFERENCES[name]
-    theirs, own = documented("Policies and access reviews")[name]
+    theirs, both, own = documented("Policies and access reviews")[name]
     if theirs == "refused":
         with pytest.raises(TestbedError, match="does not start"), upstream(policy):
             pass
     else:
         with upstream(policy) as program:
             assert outcome(program.post(question)) == theirs
+    try:
+        with behind.deciding(policy) as program:
+            assert outcome(program.post(question)) == both
+    except ConfigError:
+        assert both == "refused"
     if ours.takes(policy):
         assert outcome(ours.service.post(question)) == own
     else:
@@ -431,7 +507,9 @@ def test_a_verdict_differs_on_purpose_as_documented(name: str, upstream: Callabl
 # -- tokens
 
 
-def test_a_token_is_whose_upstream_says_it_is(keystone: Keystone, upstream: Callable[..., Any], ours: Ours) -> None:
+def test_a_token_is_whose_upstream_says_it_is(
+    keystone: Keystone, upstream: Callable[..., Any], behind: Behind, ours: Ours
+) -> None:
     rng = random.Random(f"tokens {SEED}")
     domains = ["default", keystone.domain("here").id, keystone.domain("there").id]
     projects = [keystone.project(name, domain) for domain in domains for name in ("p", f"p-{domain}")]
@@ -461,7 +539,7 @@ def test_a_token_is_whose_upstream_says_it_is(keystone: Keystone, upstream: Call
             keystone.credential_token(keystone.application_credential(first, projects[0], access_rules=rules))
         )
     tokens += [fernet_token(), "garbage", tokens[0][:-1], tokens[0] + "A"]
-    yes = 0
+    yes, alone = 0, {}
     with upstream([]) as program:
         for token in tokens:
             answer = program.post(token_review(token, "v1beta1"))
@@ -471,8 +549,18 @@ def test_a_token_is_whose_upstream_says_it_is(keystone: Keystone, upstream: Call
             assert own["authenticated"] is theirs["authenticated"], token
             if own["authenticated"]:
                 yes += 1
+                alone[token] = theirs["user"]
                 assert known(own["user"]) == known(theirs["user"])
     assert yes == 15 * 3 + 1
+    with behind.deciding([]) as program:
+        for token in tokens:
+            own = ours.service.review(token_review(token))
+            both = program.service.review(token_review(token))
+            assert both["authenticated"] is own["authenticated"], token
+            if own["authenticated"]:
+                assert known(both["user"]) == known(own["user"])
+                assert len(both["user"]["extra"]) == 5
+                assert sorted(both["user"]["groups"]) == sorted(alone[token]["groups"])
 
 
 def known(user: Json) -> Json:
@@ -486,7 +574,7 @@ def known(user: Json) -> Json:
 
 
 def test_a_reserved_group_is_left_out_and_a_reserved_user_refused(
-    keystone: Keystone, upstream: Callable[..., Any], ours: Ours
+    keystone: Keystone, upstream: Callable[..., Any], behind: Behind, ours: Ours
 ) -> None:
     evil = keystone.domain("reserved")
     project = keystone.project("p", evil)
@@ -495,15 +583,19 @@ def test_a_reserved_group_is_left_out_and_a_reserved_user_refused(
     for name in [*reserved, "plain"]:
         keystone.group(name, user, domain=evil)
     token = keystone.token(user, project)
+    forgeries = [keystone.token(keystone.member(name, project, domain=evil), project) for name in reserved]
     with upstream([]) as program:
         answer = program.post(token_review(token, "v1beta1"))
         assert isinstance(answer, tuple)
         groups = json.loads(answer[1])["status"]["user"]["groups"]
         assert set(groups) >= {"system:masters", "kubeadm:cluster-admins", "plain"}
         assert ours.service.review(token_review(token))["user"]["groups"] == ["plain", project.id]
-        for name in reserved:
-            forged = keystone.token(keystone.member(name, project, domain=evil), project)
+        for forged in forgeries:
             answer = program.post(token_review(forged, "v1beta1"))
             assert isinstance(answer, tuple)
             assert json.loads(answer[1])["status"]["authenticated"] is True
             assert ours.service.review(token_review(forged)) == {"authenticated": False}
+    with behind.deciding([]) as program:
+        assert program.service.review(token_review(token))["user"]["groups"] == ["plain", project.id]
+        for forged in forgeries:
+            assert program.service.review(token_review(forged)) == {"authenticated": False}

@@ -239,8 +239,7 @@ def test_a_token_is_followed_through_its_whole_way(story: Story) -> None:
     unit, machine, keystone = story.stage.unit, story.stage.machine, story.stage.keystone
     place, token = "/root/token", keystone.token(story.alice, story.demo)
     machine.write(place, f"{token}\n", 0o600)
-    unit.secrets["cs1"] = {"token": token}
-    for source in ({"token_file": place}, {"token_secret": "secret:cs1"}):
+    for source in ({"token_file": place}, {"token_secret": unit.add_secret(token=token)}):
         checked = unit.run_action("check-authentication", **source)
         assert (checked.status, checked.message) == ("completed", "")
         assert checked.results["user"] == "keystone:alice"

@@ -22,6 +22,8 @@ name: small
 subordinate: true
 requires:
   up: {interface: juju-info, scope: container}
+resources:
+  thing: {type: file, filename: thing.bin, description: anything}
 """
 CONFIG = """
 options:
@@ -68,12 +70,24 @@ class Small(ops.CharmBase):
             "leader": self.unit.is_leader(),
             "address": str(self.model.get_binding("up").network.bind_address) if relations else "",
         }
+        for name, get in (("thing", self.thing), ("secret", self.secret)):
+            try:
+                seen[name] = get()
+            except (ops.ModelError, ops.SecretNotFoundError) as error:
+                seen[name] = f"{type(error).__name__}: {error}"
         with open("/var/tmp/seen", "a") as file:
             file.write(json.dumps(seen) + "\\n")
         if relations and relations[0].active:
             relations[0].data[self.unit]["said"] = "hi"
         self.unit.set_workload_version("1.0-VERSION")
         self.unit.status = ops.ActiveStatus("-x " + event.handle.kind)
+
+    def thing(self):
+        return self.model.resources.fetch("thing").read_text()
+
+    def secret(self):
+        text = self.config["text"]
+        return self.model.get_secret(id=text).get_content(refresh=True) if text.startswith("secret:") else None
 
     def ask(self, event):
         event.log("asked")
@@ -174,6 +188,23 @@ def test_actions_take_parameters_and_give_results(unit: Unit):
         unit.run_action("ask", times=1, colour="red")
     with pytest.raises(TestbedError, match="times is required"):
         unit.run_action("ask")
+
+
+def test_a_resource_is_there_once_it_is_attached(unit: Unit, machine: Machine):
+    unit.relate()
+    assert "ModelError: ERROR could not download resource" in seen(machine)[-1]["thing"]
+    unit.attach("thing", b"one")
+    assert (seen(machine)[-1]["event"], seen(machine)[-1]["thing"]) == ("upgrade_charm", "one")
+    unit.attach("thing", b"two")
+    assert seen(machine)[-1]["thing"] == "two"
+
+
+def test_a_secret_is_there_for_whoever_names_it(unit: Unit, machine: Machine):
+    unit.relate()
+    unit.configure(text=unit.add_secret(username="me", password="no one's"))
+    assert seen(machine)[-1]["secret"] == {"username": "me", "password": "no one's"}
+    unit.configure(text="secret:d0000000000000000000")
+    assert seen(machine)[-1]["secret"].startswith("SecretNotFoundError")
 
 
 def test_wrong_settings_are_refused_before_any_hook(unit: Unit):

@@ -441,6 +441,12 @@ class Unit:
         self.state = self.context.run(made, self.state)
         return ops.StatusBase.from_name(self.state.unit_status.name, self.state.unit_status.message)
 
+    def attach(self, path: Path | None) -> Unit:
+        """Have Juju hold this as the resource; None: nobody ever gave it one."""
+        attached = {ops.testing.Resource(name="k8s-keystone-auth", path=path)} if path else set()
+        self.state = _replace(self.state, resources=attached)
+        return self
+
     def unrelate(self) -> Unit:
         self.state = _replace(self.state, relations=frozenset())
         return self
@@ -469,7 +475,10 @@ def _replace(state: ops.testing.State, **changes: object) -> ops.testing.State:
 def unit(machine: Machine, wiring: FakeWiring, keystone_url: str) -> Unit:
     """A related unit with a Keystone that answers."""
     relation = ops.testing.SubordinateRelation("kubernetes-master", interface="juju-info")
-    state = ops.testing.State(relations={relation}, config={"keystone-url": keystone_url})
+    empty = machine.folder / "empty"
+    empty.touch()
+    attached = ops.testing.Resource(name="k8s-keystone-auth", path=empty)
+    state = ops.testing.State(relations={relation}, config={"keystone-url": keystone_url}, resources={attached})
     return Unit(ops.testing.Context(charm.KubernetesKeystoneCharm, **_spec()), state, relation)
 
 

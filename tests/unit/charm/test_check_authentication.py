@@ -57,7 +57,7 @@ def test_a_token_in_a_secret_is_taken_and_found_nowhere_afterwards(ready, machin
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [({"tok": "x"}, "token-secret (its key token): holds no token"), (None, "is no secret that this application may")],
+    [({"tok": "x"}, "token-secret (its key token): holds no token"), (None, "cannot be read: juju grant-secret")],
 )
 def test_a_secret_that_is_of_no_use_is_named(ready, content, complaint):
     identifier = "secret:abcdefghijklmnopqrst"

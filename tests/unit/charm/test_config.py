@@ -11,7 +11,7 @@ from cryptography import x509
 
 import webhook
 from charm import KubernetesKeystoneCharm
-from config import CharmConfig, Listen, load
+from config import INCOMING, CharmConfig, Listen, load
 from errors import ConfigError
 from files import Places
 
@@ -28,7 +28,7 @@ def options(context):
     def make(**values) -> CharmConfig:
         config = {name.replace("_", "-"): value for name, value in ({"keystone_url": URL} | values).items()}
         with context(context.on.update_status(), ops.testing.State(config=config)) as manager:
-            return load(manager.charm)
+            return load(manager.charm).with_resource(None)
 
     return make
 
@@ -155,13 +155,25 @@ def test_a_service_for_access_reviews_is_asked_without_a_policy(options):
         ({"authn_server_url": "https://127.0.0.1/webhook"}, "authn-server-url", "names no port"),
         ({"authz_server_url": "https://127.0.0.1:8444/webhook"}, "authz-server-url", "port 8444 is used"),
         ({"authz_server_url": "https://127.0.0.1:8445/webhook"}, "authz-server-url", "port 8445 is used"),
+        ({"authz_server_url": "https://127.0.0.1:8446/webhook"}, "authz-server-url", "port 8446 is used"),
         ({"authn_server_url": "https://127.0.0.1:1", "authz_server_url": "https://127.0.0.1:2"},
          "authz-server-url", "names another host or port"),
         ({"authn_server_url": "https://a.example", "authz_server_url": "https://b.example",
           "k8s_keystone_auth_url": "https://c.example/x"}, "k8s-keystone-auth-url", "would never be asked"),
         ({"k8s_keystone_auth_url": "http://c.example/x"}, "k8s-keystone-auth-url", "begins with https://"),
-        ({"k8s_keystone_auth_url": "oci://c.example/x"}, "k8s-keystone-auth-url", "not supported by this version yet"),
-        ({"k8s_keystone_auth_url": "file:///x"}, "k8s-keystone-auth-url", "not supported by this version yet"),
+        ({"k8s_keystone_auth_url": "oci://c.example/x"}, "k8s-keystone-auth-url", "add @sha256:…"),
+        ({"k8s_keystone_auth_url": "oci://c.example/X@sha256:" + "a" * 64}, "k8s-keystone-auth-url", "lower case"),
+        ({"k8s_keystone_auth_url": "oci://c.example/x@sha256:" + "A" * 64}, "k8s-keystone-auth-url", "lower case"),
+        ({"k8s_keystone_auth_url": "oci://me:secret@c.example/x:1"}, "k8s-keystone-auth-url", "is no image"),
+        ({"k8s_keystone_auth_url": "oci://c.example/x:1"}, "k8s-keystone-auth-sha256", "as a tag says nothing"),
+        ({"k8s_keystone_auth_url": "oci://c.example/x@sha256:" + "a" * 64, "k8s_keystone_auth_sha256": "b" * 64},
+         "k8s-keystone-auth-sha256", "contradicts"),
+        ({"k8s_keystone_auth_url": "file:///x"}, "k8s-keystone-auth-url", "not in the one folder for it"),
+        ({"k8s_keystone_auth_url": f"file://{INCOMING}/a/b"}, "k8s-keystone-auth-url", "not in the one folder for it"),
+        ({"k8s_keystone_auth_url": f"file://{INCOMING}/.."}, "k8s-keystone-auth-url", "not in the one folder for it"),
+        ({"k8s_keystone_auth_url": f"file://h{INCOMING}/x"}, "k8s-keystone-auth-url", "not in the one folder for it"),
+        ({"k8s_keystone_auth_url": f"file://{INCOMING}/x"}, "k8s-keystone-auth-sha256", "is required"),
+        ({"k8s_keystone_auth_credentials": "hunter2"}, "k8s-keystone-auth-credentials", "neither a Juju secret"),
         ({"k8s_keystone_auth_sha256": "abc"}, "k8s-keystone-auth-sha256", "64 hexadecimal digits"),
         ({"k8s_keystone_auth_sha256": "a" * 64}, "k8s-keystone-auth-sha256", "set both or neither"),
         ({"default_domain": " "}, "default-domain", "is empty"),
@@ -182,6 +194,8 @@ def test_a_bad_value_is_refused_by_name_with_the_fix(options, given, option, com
         options(**given)
     assert str(raised.value).startswith(f"{option}: ")
     assert complaint in str(raised.value)
+    for secret in ("secret@", "hunter2"):
+        assert secret not in str(raised.value)
 
 
 def test_several_bad_values_are_all_named(options):
@@ -191,7 +205,7 @@ def test_several_bad_values_are_all_named(options):
 
 def test_every_option_of_the_charm_is_a_field_and_every_field_an_option(context):
     options = {name.replace("-", "_") for name in context.charm_spec.config["options"]}
-    assert options == set(CharmConfig.model_fields) - {"related_keystone"}
+    assert options == set(CharmConfig.model_fields) - {"related_keystone", "attached"}
 
 
 def test_the_defaults_are_the_same_in_both_places(context):

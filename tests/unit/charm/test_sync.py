@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import ops.testing
@@ -61,7 +62,7 @@ def test_a_bad_sync_configuration_changes_nothing_and_names_the_line(unit, machi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sync_credentials": SECRET, "sync_config": SYNC}, "sync-credentials: names neither"),
+        ({"sync_credentials": SECRET, "sync_config": SYNC}, "sync-credentials: is neither"),
         ({"sync_credentials": "/it"}, "sync-credentials: is set without sync-config"),
         ({"sync_config": SYNC, "sync_prune": "all"}, "sync-prune: needs sync-credentials"),
         ({"sync_config": SYNC, "sync_prune": "some"}, "sync-prune: "),
@@ -103,7 +104,7 @@ def test_credentials_that_cannot_be_used_are_named_and_never_shown(unit, user, t
 
 def test_credentials_may_be_a_juju_secret(unit, machine, user):
     held = ops.testing.Secret({"username": "sync", "password": SECRET})
-    unit.state = ops.testing.State(relations={unit.relation}, config=unit.state.config, secrets={held}, leader=False)
+    unit.state = dataclasses.replace(unit.state, secrets=frozenset({held}), leader=False)
     status = unit.configure(sync_config=SYNC, sync_credentials=held.id).run()
     assert status.name == "active", status.message
     assert json.loads(machine.places.sync_credentials.read_text()) == {"username": "sync", "password": SECRET}
