@@ -221,7 +221,7 @@ def test_no_request_of_the_clusters_own_was_lost_beyond_the_restarts(story: Stor
     outcome = story.traffic.outcome()
     print(f"{outcome.requests} requests, {outcome.restarts} restarts, {outcome.by_restarts} failed through those")
     assert outcome.requests > 200
-    # Until the authenticator is given up nobody answers for the cluster's tokens; what a busy machine needs for that may
+    # Until the authenticator is given up nobody answers for the cluster's tokens; what a busy machine needs for it may
     # be longer than the API server remembers them.
     began, ended = story.nobody
     assert [one for one in outcome.lost if not began <= one.ended <= ended] == []
