@@ -11,6 +11,7 @@ its place, nothing on the machine says any more who knows the cluster's own toke
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,10 +102,11 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
     if any(layout.asks(endpoint.url) for layout in found):
         return False
     if len(found) == 1:
-        running = ways.of(found[0]).running()
-        path = ways.of(found[0]).read().last(_TOKENS)
+        way = ways.of(found[0])
+        running, coming = way.running(), _coming(way)
+        path = coming.last(_TOKENS) if coming else ""
         webhook = _Webhook.read(running, path) if running and path else None
-        if running and not (webhook and webhook.server == endpoint.url):
+        if running and coming and not (webhook and webhook.server == endpoint.url):
             chain(found[0])
     return place.chain_file.exists()
 
@@ -164,11 +166,8 @@ def _to_the_file(hand: Hand) -> list[str]:
 
 def _authorization(layout: Layout) -> tuple[tuple[str, ...], bool]:
     way = ways.of(layout)
-    try:
-        flags = way.read()
-        return way.modes(flags), bool(flags.last(structured.FLAG))
-    except (OSError, WiringError):
-        return (), False
+    coming = _coming(way)
+    return (way.modes(coming), bool(coming.last(structured.FLAG))) if coming else ((), False)
 
 
 def _look(layout: Layout, endpoint: Endpoint, authorization: bool) -> Server:
@@ -179,13 +178,22 @@ def _look(layout: Layout, endpoint: Endpoint, authorization: bool) -> Server:
         if running is None:
             return Server(layout, False, ("it does not run",), behind)
         missing = tuple(_Look(running, running.flags, endpoint, authorization, behind, displaces).missing())
-        if missing and not any(_Look(running, way.read(), endpoint, authorization, behind, displaces).missing()):
+        coming = _coming(way)
+        if missing and coming and not any(_Look(running, coming, endpoint, authorization, behind, displaces).missing()):
             missing = ("its flags are set, but it has not been restarted since",)
     except (OSError, WiringError) as error:
         return Server(layout, True, (f"its flags cannot be read: {error}",), behind)
     if not missing and way.unread(running):
         missing = ("its flags were changed after its start: restart it",)
     return Server(layout, True, missing, behind)
+
+
+def _coming(way: ways.Way) -> Args | None:
+    """Give the flags of the next start; None where they cannot be told."""
+    try:
+        return way.read()
+    except (OSError, WiringError):
+        return None
 
 
 def _displaces(place: Place) -> bool:
@@ -247,7 +255,8 @@ class _Look:
             yield f"--{name}={path} cannot be read, or is no kubeconfig"
             return
         if found.server != self.endpoint.url:
-            yield f"--{name}={path} leads to {found.server or 'nobody'}, which does not ask us"
+            server = re.sub("//[^/]*@", "//", found.server) or "nobody"  # without a password
+            yield f"--{name}={path} leads to {server}, which does not ask us"
             return
         if not _among(self.endpoint.ca, found.ca):
             yield f"{path} does not name the CA by which our endpoint is known (certificate-authority-data)"

@@ -215,11 +215,13 @@ class Pod:
 
     def running(self) -> Process | None:
         """Find the API server that listens where the manifest says: others may be seen from here, such as kind's."""
-        where, flags = ("advertise-address", "secure-port"), self.read()
-        for running in process.servers():
-            if all(running.flags.last(name) == flags.last(name) for name in where):
-                return running
-        return None
+        found = list(process.servers())
+        try:
+            flags = self.read()
+        except WiringError:  # a manifest that cannot be read, as with a shell's command
+            return found[0] if len(found) == 1 else None
+        where = ("advertise-address", "secure-port")
+        return next((one for one in found if all(one.flags.last(name) == flags.last(name) for name in where)), None)
 
     def unread(self, running: Process) -> bool:  # noqa: ARG002
         """Give False: its command line says what it was given."""

@@ -58,7 +58,7 @@ class Process:
                 {word.partition("=")[0]: word.partition("=")[2] for word in words}
             )
         if not PurePosixPath(name).is_absolute():
-            name = str(PurePosixPath(Path(f"/proc/{self.pid}/cwd").readlink(), name))
+            return Path(f"/proc/{self.pid}/cwd/{name}")
         return Path(f"/proc/{self.pid}/root{name}")
 
 

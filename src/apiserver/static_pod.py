@@ -65,7 +65,8 @@ class StaticPod:
             return [
                 f"# {error}",
                 hand.install,
-                f"# then add these to the command of the API server's container, and {hand.copy.parent} as a volume:",
+                f"# then add these to the command of the API server's container, and {hand.copy.parent} as a volume;",
+                "# but not if it has a token webhook already: the tokens that only that one knows would be refused",
                 *(f"#   {line}" for line in hand.lines),
             ]
         difference = difflib.unified_diff(found.text.splitlines(), _unmarked(edited), "before", "after", lineterm="")

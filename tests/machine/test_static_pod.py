@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Story:
     traffic: Traffic
     inventory: str
     units: str
+    nobody: tuple[float, float] = (0, 0)
+    """From when to when nobody answered for tokens."""
 
     @property
     def cluster(self) -> StaticPod:
@@ -130,8 +133,10 @@ def test_an_authenticator_that_cannot_be_kept_running_lets_the_api_server_go_on_
     machine, unit = story.stage.machine, story.stage.unit
     program = machine.shell("readlink -f /opt/kubernetes-keystone/current")
     machine.run("mv", program, f"{program}.away")
+    given_up = time.time()
     machine.run("systemctl", "kill", "--signal=KILL", "kubernetes-keystone.service")
     machine.wait(lambda: not story.wired(), "our flags to go out", 180)
+    story.nobody = (given_up, time.time())
     machine.run("mv", f"{program}.away", program)
     machine.wait(story.without, "the API server without our flags", 180, every=1)
     machine.wait(story.wired, "our flags to come back", 300)
@@ -216,4 +221,7 @@ def test_no_request_of_the_clusters_own_was_lost_beyond_the_restarts(story: Stor
     outcome = story.traffic.outcome()
     print(f"{outcome.requests} requests, {outcome.restarts} restarts, {outcome.by_restarts} failed through those")
     assert outcome.requests > 200
-    assert outcome.lost == []
+    # Until the authenticator is given up nobody answers for the cluster's tokens; what a busy machine needs for it may
+    # be longer than the API server remembers them.
+    began, ended = story.nobody
+    assert [one for one in outcome.lost if not began <= one.ended <= ended] == []

@@ -109,6 +109,7 @@ def test_an_api_server_of_another_kind_that_asks_us_about_both_is_noticed(
     ("changes", "said"),
     [
         ({"server": "https://127.0.0.1:5000/v1"}, "leads to https://127.0.0.1:5000/v1, which does not ask us"),
+        ({"server": "https://me:secret@10.0.0.1/v1"}, "leads to https://10.0.0.1/v1, which does not ask us"),
         ({"ca": None}, "does not name the CA by which our endpoint is known (certificate-authority-data)"),
         ({"ca": b"-----BEGIN CERTIFICATE-----\nanother\n"}, "does not name the CA by which our endpoint is known"),
         ({"client": b"an older one"}, "shows a client certificate that is not the present one: copy the kubeconfig"),
@@ -331,6 +332,20 @@ def test_a_static_pod_is_told_from_other_api_servers_that_are_seen_from_the_mach
     machine.upgrade(secure_port="1", **{flag.name: flag.value for flag in wanted.flags})
     (found,) = byhand.look(machine.place, endpoint, authorization=True)
     assert found.missing == ()
+
+
+def test_a_static_pod_whose_manifest_cannot_be_read_is_known_by_its_process(
+    tmp_path: Path, tls: tuple[bytes, bytes], endpoint: Endpoint, running: Callable[..., None]
+) -> None:
+    machine = pods.Machine(tmp_path, tls)
+    machine.text = machine.text.replace("    - kube-apiserver\n", "    - sh\n    - -c\n    - exec kube-apiserver\n", 1)
+    copy(machine, kubeconfig(endpoint))
+    ((_, wanted),) = hand(machine.place, endpoint)
+    assert "a shell's" in byhand.commands(hand(machine.place, endpoint))
+    running(*wanted.lines)
+    (found,) = byhand.look(machine.place, endpoint, authorization=True)
+    assert found.missing == ()
+    assert not byhand.keep_displaced(machine.place, endpoint)
 
 
 # ---- the commands
