@@ -124,7 +124,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             )
         if file:
             return check_authentication.of_file(file)
-        if not ops.JujuVersion.from_environ().has_secrets:
+        if not self.model.juju_version.has_secrets:
             raise Blocked("token-secret: this Juju has no secrets; write the token to a file of root's (token-file)")
         try:
             content = self.model.get_secret(id=secret).get_content(refresh=True)
