@@ -26,7 +26,7 @@ from files import Places
 
 MOST_BYTES = 120_000
 """Of a result: Linux takes no longer argument than 128 KiB (MAX_ARG_STRLEN), and that is how Juju is given it."""
-SECONDS = 5.0
+SECONDS = 10.0
 
 
 def _words(value: object) -> object:
