@@ -1,4 +1,4 @@
-"""Builds what the test bed runs into the cache: Keystone, kube-apiserver, kubectl, etcd, the machine's image.
+"""Builds what the test bed runs into the cache: Keystone, Horizon, kube-apiserver, kubectl, etcd, the machine's image.
 
 Each part is a function that gives the folder it lies in, and makes it the first time. Package registries are all that
 is asked (Python's, Go's, the system's own); no release downloads. `python3 -m testbed setup` makes all of them at once.
@@ -63,7 +63,12 @@ def _digest(*parts: str | bytes) -> str:
 
 def keystone() -> Path:
     """Give the virtual environment that Keystone runs from."""
-    requirements = BUILDS / "keystone" / "requirements.txt"
+    return _environment("keystone", "Keystone", "half a minute")
+
+
+def _environment(build: str, what: str, takes: str) -> Path:
+    """Give a virtual environment with what a build's `requirements.txt` pins."""
+    requirements = BUILDS / build / "requirements.txt"
 
     def make(folder: Path) -> None:
         if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
@@ -73,8 +78,8 @@ def keystone() -> Path:
         call([*pip, "-r", requirements], NETWORK_HINT)
 
     version = platform.python_version()
-    name = f"keystone-venv-py{version}-{_digest(requirements.read_bytes())}"
-    return cache.artefact(name, "Keystone", "half a minute", make)
+    name = f"{build}-venv-py{version}-{_digest(requirements.read_bytes())}"
+    return cache.artefact(name, what, takes, make)
 
 
 def keystone_template() -> Path:
@@ -100,6 +105,34 @@ def keystone_template() -> Path:
 
     name = f"keystone-template-{_digest(str(venv), configuration)}"
     return cache.artefact(name, "Keystone's database", "half a minute", make)
+
+
+# --- Horizon
+
+
+def horizon() -> Path:
+    """Give the virtual environment that Horizon runs from."""
+    return _environment("horizon", "Horizon", "half a minute")
+
+
+def horizon_template() -> Path:
+    """Give a Horizon to copy: its package `openstack_dashboard`, and the compiled `static` files of all copies."""
+    venv = horizon()
+    settings = (BUILDS / "horizon" / "local_settings.py").read_text()
+
+    def make(folder: Path) -> None:
+        (package,) = venv.glob("lib/*/site-packages/openstack_dashboard")
+        shutil.copytree(package, folder / package.name, copy_function=os.link)
+        unset = {"secret": "unset", "keystone": "https://set.by.the.test.bed/v3", "ca": ""}
+        local = folder / package.name / "local" / "local_settings.py"
+        local.write_text(settings.format(**unset, static=folder / "static"))
+        environment = {"PYTHONPATH": str(folder), "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings"}
+        for words in (("collectstatic", "--noinput"), ("compress", "--force")):
+            call([venv / "bin" / "django-admin", *words, "--verbosity=0"], NETWORK_HINT, env=environment)
+        local.unlink()
+
+    name = f"horizon-template-{_digest(str(venv), settings)}"
+    return cache.artefact(name, "Horizon's styles", "half a minute", make)
 
 
 # --- Kubernetes
@@ -247,7 +280,7 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
-PARTS = (keystone_template, etcd, kubernetes, machine_image)
+PARTS = (keystone_template, horizon_template, etcd, kubernetes, machine_image)
 
 
 def everything() -> None:

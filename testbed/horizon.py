@@ -1,0 +1,89 @@
+"""A real Horizon for tests and pictures, on loopback, in front of a Keystone of the test bed; ready within seconds.
+
+It has a copy of Horizon's package of its own, so that settings are dropped where an operator drops them. Who uses it
+is somebody else's matter: a browser, or `requests`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+
+import requests
+
+from testbed import setup
+from testbed.cache import Run, TestbedError
+from testbed.keystone import Keystone
+from testbed.processes import free_port, process
+
+START_TIMEOUT = 120.0  # seconds; 3 are usual
+SNIPPET = "_80_kubernetes_keystone.py"
+CREATE = "/identity/application_credentials/create/"
+"""Where an application credential is made."""
+DOWNLOAD = "/identity/application_credentials/download_kubeconfig/"
+"""Where the kubeconfig of the one that was made last is."""
+
+
+class Horizon:
+    """A Horizon of one's own.
+
+    Args:
+        keystone: whose users log in.
+        settings: what to put into its folder `local_settings.d`, beside what it needs to run.
+
+    """
+
+    def __init__(self, keystone: Keystone, settings: str = "") -> None:
+        self._keystone = keystone
+        self._settings = settings
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Horizon:
+        """Start it, and wait until it answers."""
+        template, venv = setup.horizon_template(), setup.horizon()
+        run = Run("horizon")
+        self._stack.callback(run.remove)
+        self.folder = run.folder
+        try:
+            package = self.folder / "openstack_dashboard"
+            shutil.copytree(template / package.name, package, copy_function=os.link)
+            local = package / "local"
+            form = (setup.BUILDS / "horizon" / "local_settings.py").read_text()
+            own = {"secret": secrets.token_urlsafe(32), "keystone": self._keystone.url, "ca": self._keystone.ca}
+            (local / "local_settings.py").write_text(form.format(**own, static=template / "static"))
+            (local / "local_settings.d" / SNIPPET).write_text(self._settings)
+            self._start([venv / "bin" / "gunicorn", "--workers=1", "--worker-class=gthread", "--threads=4"])
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it and remove everything of it."""
+        self._stack.close()
+
+    def _start(self, gunicorn: list[os.PathLike[str] | str]) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        where = [f"--bind=127.0.0.1:{port}", f"--chdir={setup.HERE / 'wsgi'}"]
+        rest = ["--timeout=0", "--graceful-timeout=1", "--log-level=warning", "horizon_app"]
+        command = [str(word) for word in (*gunicorn, *where, *rest)]
+        environment = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        running = self._stack.enter_context(process(self.folder / "log", command, environment=environment))
+        end = time.monotonic() + START_TIMEOUT
+        while not self._answers():
+            if running.poll() is not None or time.monotonic() > end:
+                raise TestbedError(f"Horizon does not start at {self.url}:\n{self.log()[-3000:]}")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.url}/auth/login/", timeout=START_TIMEOUT).ok
+        return False
+
+    def log(self) -> str:
+        """Give what Horizon wrote."""
+        return (self.folder / "log").read_text(errors="replace")
