@@ -131,6 +131,14 @@ def check_access(places: Places, access: Access) -> dict[str, str | int]:
     return results | _listed("misses", [f"item {miss.item}: {miss.reason}" for miss in verdict.misses])
 
 
+def layout_at_hand(place: apiserver.Place, config: CharmConfig) -> apiserver.Layout | None:
+    """Give the API server of this machine to be read, whoever sets its flags; None if it cannot be told which it is."""
+    try:
+        return apiserver.detect("auto" if config.api_server == "manual" else config.api_server, place)
+    except (apiserver.NotFound, apiserver.Ambiguous):
+        return None
+
+
 def show_webhook_config(places: Places, place: apiserver.Place, config: CharmConfig) -> dict[str, str | int]:
     """Show kubeconfig and flags; for an API server that is set by hand, the commands as well."""
     if not places.settings.exists():

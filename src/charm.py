@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ops
 
@@ -17,6 +17,7 @@ import actions
 import apiserver
 import authenticator
 import flags
+import kubeconfigs
 import reach
 import upstream
 import webhook
@@ -59,6 +60,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.reload_policy_action, self._on_reload_policy)
         framework.observe(self.on.check_access_action, self._on_check_access)
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
+        framework.observe(self.on.get_kubeconfig_action, self._on_get_kubeconfig)
 
     @property
     def place(self) -> apiserver.Place:
@@ -90,9 +92,20 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
 
-    def _act(self, event: ops.ActionEvent, action: Callable[[], dict[str, str | int]]) -> None:
+    def _on_get_kubeconfig(self, event: ops.ActionEvent) -> None:
+        self._act(
+            event,
+            lambda: kubeconfigs.make(
+                self.places,
+                actions.layout_at_hand(self.place, load(self)),
+                load(self),
+                event.load_params(kubeconfigs.Wanted),
+            ),
+        )
+
+    def _act(self, event: ops.ActionEvent, action: Callable[[], Mapping[str, str | int]]) -> None:
         try:
-            event.set_results(action())
+            event.set_results(dict(action()))
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             event.fail(_told(error))
 

@@ -107,6 +107,12 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL leads nowhere but to the machine that it is used on."""
+    host = urlsplit(url).hostname
+    return _is_loopback(host) or host in {"0.0.0.0", "::"}  # noqa: S104 - what a kubeconfig says, not what is bound
+
+
 def _server_url(value: str) -> str:
     """Check authn-server-url and authz-server-url: https, and nothing but /webhook where they mean our endpoint."""
     value = value.strip()
@@ -125,7 +131,20 @@ def _server_url(value: str) -> str:
     return value
 
 
+def _users_url(value: str) -> str:
+    """Check kubernetes-url: what kubectl takes, and sends a token to."""
+    value = value.strip().rstrip("/")
+    if value:
+        url = _url(value, ("https",))
+        if url.query or url.fragment:
+            raise ValueError(f"{_shown(value)} has more than a path; it should be like https://HOST:6443")
+        if _is_loopback(url.hostname):
+            raise ValueError(f"{_shown(value)} is on loopback, where no user's kubectl reaches the API server")
+    return value
+
+
 Pem = Annotated[str, pydantic.AfterValidator(_pem)]
+UsersUrl = Annotated[str, pydantic.AfterValidator(_users_url)]
 ServerUrl = Annotated[str, pydantic.AfterValidator(_server_url)]
 
 
@@ -146,6 +165,8 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     token_cache_ttl: Annotated[int, pydantic.Field(ge=0, le=3600)] = 60
     outage_grace: Annotated[int, pydantic.Field(ge=0, le=86400)] = 300
     api_server: str = "auto"
+    kubernetes_url: UsersUrl = ""
+    kubernetes_ca: Pem = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @pydantic.field_validator("keystone_url")

@@ -81,6 +81,11 @@ class Places:
         """The charm's templates."""
         return self.charm / "templates"
 
+    @property
+    def logins(self) -> Path:
+        """What kubeconfigs for users log in with: scripts, and flavours.yaml. The plug-in's package has the same."""
+        return self.charm / "src/kubectl_keystone_auth/logins"
+
 
 def write(path: Path, content: bytes, mode: int, group: int | None = None) -> bool:
     """Write a file whole under a temporary name and rename it, but only when content, mode or group would change.

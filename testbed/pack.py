@@ -61,6 +61,8 @@ MEMBERS = (
     "authenticator/lib/keystone_authenticator/__main__.py",
 )
 """Without any one of these the packed charm cannot work."""
+LOGINS = "src/kubectl_keystone_auth/logins"
+"""All that charm and plug-in have in common: files that both read."""
 SOURCE_ONLY = {"charmhelpers"}
 """Published without a wheel; pure Python, so that packing makes one in a second."""
 EXECUTABLE = ("dispatch", "src/charm.py", "authenticator/keystone-authenticator")
@@ -141,8 +143,9 @@ def problems(charm: Path) -> list[str]:
             if (tree / name).is_file() and not os.access(tree / name, os.X_OK)
         ]
         found += [
-            f"templates/{path.relative_to(PROJECT / 'templates')} is missing"
-            for path in _files("templates")
+            f"{path.relative_to(PROJECT)} is missing"
+            for part in ("templates", LOGINS)
+            for path in _files(part)
             if not (tree / path.relative_to(PROJECT)).is_file()
         ]
         found += [
@@ -155,9 +158,10 @@ def problems(charm: Path) -> list[str]:
             if path.name in {"__pycache__", ".git", "tests"}
         ]
         found += [
-            f"{name} is in src/, but is not the charm's"
+            f"{path.relative_to(tree)} is not the charm's"
             for name in ("keystone_authenticator", "kubectl_keystone_auth")
-            if (tree / "src" / name).exists()
+            for path in (tree / "src" / name).rglob("*")
+            if path.is_file() and (tree / LOGINS) not in path.parents
         ]
         if not found:
             alone = f"import sys; sys.path[:0] = [{str(tree / 'src')!r}, {str(tree / 'venv')!r}]; import charm"

@@ -12,12 +12,14 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
     remove(...)        byte for byte as it was
     state(...)         what is in force, for the status
+    address(...)       where others reach the API server, as far as this machine knows
 
 Nothing of this is needed while the cluster runs. What keeps it safe then is a shell script, before each start of the
 API server (`templates/apiserver/apiserver-flags`) or, where that is a static pod, beside it (`apiserver-pod`), and the
 one file that they obey (`wanted.py`). Which of the two, and all that follows from it, is the layout's way (`ways.py`).
 """
 
+from apiserver.address import Address, address
 from apiserver.layouts import detect, evidence, wired
 from apiserver.model import (
     Ambiguous,
@@ -40,6 +42,7 @@ from apiserver.model import (
 from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
+    "Address",
     "Ambiguous",
     "ApplyFailed",
     "Asked",
@@ -56,6 +59,7 @@ __all__ = [
     "State",
     "Unknown",
     "WiringError",
+    "address",
     "apply",
     "asked",
     "chain",

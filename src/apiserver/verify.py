@@ -39,6 +39,7 @@ class Unverified(Exception):
 class Admin:
     """What a kubeconfig says about the user of its current context. Certificates and keys are PEM."""
 
+    server: str
     host: str
     ca: bytes
     token: str
@@ -71,6 +72,7 @@ class Admin:
             if not token and user.get("tokenFile"):
                 token = (path.parent / user["tokenFile"]).read_text().strip()
             admin = cls(
+                server=cluster["server"],
                 host=cluster.get("tls-server-name") or urlsplit(cluster["server"]).hostname or "",
                 ca=content(cluster, "certificate-authority"),
                 token=token,

@@ -18,7 +18,7 @@ from kubectl_keystone_auth.cache import Cache, folder
 from kubectl_keystone_auth.conversation import Conversation
 from kubectl_keystone_auth.errors import BadInput, PluginError, Refused
 from kubectl_keystone_auth.fresh import log_in
-from kubectl_keystone_auth.options import CREDENTIAL, Options, read, secret
+from kubectl_keystone_auth.options import CREDENTIAL, PASSWORD, Options, read, secret
 from kubectl_keystone_auth.store import Store, ours
 from kubectl_keystone_auth.tokens import Token, from_answer
 
@@ -34,6 +34,9 @@ As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMA
       --server URL --certificate-authority FILE   the cluster; else that of the current context
       --context NAME, --namespace NAME, --use     its name, its namespace; make it the current one
       --output FILE                               a file of its own (- prints it)
+      --flavour plugin|curl|powershell|openstack|token   what it logs in with; `curl` needs nothing but sh and curl
+      --all-projects                              a context for each of your projects
+  openrc              lines for the openstack client, of the current context's credential; --output clouds: a clouds.yaml
   credential create NAME    make an application credential that is good for Kubernetes alone
       --read-only, --namespace NAME (several)     for reading; for these namespaces, not the whole cluster
       --exec                                      exec, attach and port-forward, too
@@ -41,7 +44,7 @@ As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMA
       --role NAME (several), --expires 30d        with these roles alone; until then
       --output json                               else lines for a shell
 
-login, logout and whoami take the login of the current context (--context, --kubeconfig) where no flag names one;
+login, logout, whoami and openrc take the login of the current context (--context, --kubeconfig) where no flag names one;
 kubeconfig and credential that of flags and the environment.
 
 How to log in, by flags or, where there is no flag, by the environment:
@@ -145,6 +148,7 @@ def run(arguments: list[str]) -> int:
         "logout": _logout,
         "whoami": _whoami,
         "kubeconfig": _kubeconfig,
+        "openrc": _openrc,
         "credential": _credential,
     }
     if first not in commands:
@@ -324,11 +328,14 @@ def _plain(name: str) -> str:
 
 
 def _kubeconfig(arguments: list[str]) -> None:
-    from kubectl_keystone_auth import kubeconfig
+    from kubectl_keystone_auth import flavours, kubeconfig
 
-    values = ("server", "certificate-authority", "context", "namespace", "output", "kubeconfig")
-    words = Words(arguments, values, ("use",))
+    values = ("server", "certificate-authority", "context", "namespace", "output", "kubeconfig", "flavour")
+    words = Words(arguments, values, ("use", "all-projects"))
     words.no_names()
+    flavour = words.one("flavour") or flavours.PLUGIN
+    if flavour not in flavours.FLAVOURS:
+        raise BadInput(f"--flavour: there are {', '.join(flavours.FLAVOURS)}")
     options = read(words.login, os.environ)
     if words.one("server"):
         authority = words.one("certificate-authority")
@@ -346,17 +353,98 @@ def _kubeconfig(arguments: list[str]) -> None:
     conversation = Conversation(options.verbose, options.secrets())
     # What is written has been tried.
     token = log_in(options, terminal.present(), conversation)
-    name = words.one("context") or f"keystone-{token.project}"
-    user = kubeconfig.user_entry(_as_login(options))
-    content = kubeconfig.whole(name, entry, user, words.one("namespace"))
+    logins = _projects(options, token, conversation, flavour) if words.has("all-projects") else [(options, token)]
+    names = _names(words.one("context"), [token for _, token in logins], several=words.has("all-projects"))
+    parts = []
+    for name, (login, token) in zip(names, logins, strict=True):
+        user = (
+            kubeconfig.user_entry(_as_login(login))
+            if flavour == flavours.PLUGIN
+            else flavours.user(flavour, login, token)
+        )
+        parts.append(kubeconfig.whole(name, entry, user, flavours.namespace(words.one("namespace"), token)))
+    content = kubeconfig.joined(parts)
     if words.one("output") == "-":
         print(kubeconfig.text(content, plain=True), end="")
+    else:
+        path = Path(words.one("output")) if words.one("output") else kubeconfig.target(words.one("kubeconfig"))
+        kubeconfig.merge(path, content, use=words.has("use"))
+        for name, (_, token) in zip(names, logins, strict=True):
+            print(f"{path}: the context {shlex.quote(name)} logs in as {_who(token)}")
+    if flavour == flavours.TOKEN:
+        end = min(token.entry().expires for _, token in logins)
+        left = max(0, int(end - time.time())) // 60
+        print(
+            f"good until {_time(end)}, {left} minutes from now, and until then whoever has the file is you",
+            file=sys.stderr,
+        )
+    elif flavour == flavours.PLUGIN and words.one("output") != "-":
+        if not options.get("application_credential_secret") and options.auth_type != "":
+            print("no secret is in it: kubectl asks for it, or takes it from the environment")
+
+
+def _projects(options: Options, token: Token, conversation: Conversation, flavour: str) -> list[tuple[Options, Token]]:
+    """Give a login for each project that the user has a role in.
+
+    Raises:
+        BadInput: the login is for one project alone.
+
+    """
+    from kubectl_keystone_auth.keystone import Keystone
+
+    if options.auth_type != PASSWORD or flavour not in ("plugin", "token"):
+        raise BadInput(
+            "--all-projects takes a password, and the flavour plugin or token: a credential is for one project"
+        )
+    answer = Keystone(options, conversation).call("GET", "/auth/projects", token=token.value)
+    found = answer.json().get("projects")
+    if answer.status != 200 or not isinstance(found, list):
+        raise PluginError(f"Keystone does not tell the projects of this user (it answers {answer.status})")
+    logins = []
+    for project in sorted(found, key=lambda one: str(one.get("name"))):
+        if project.get("enabled") is False:
+            continue
+        given = {name: value for name, value in options.given.items() if not name.startswith("project_")}
+        login = Options({**given, "project_id": str(project.get("id"))}, options.auth_type, verbose=options.verbose)
+        logins.append((login, log_in(login, False, conversation)))
+    if not logins:
+        raise BadInput("this user has a role in no project")
+    return logins
+
+
+def _names(chosen: str, tokens: list[Token], *, several: bool) -> list[str]:
+    """Name the contexts: after their projects, and where that is ambiguous after their IDs."""
+    if not several:
+        return [chosen or f"keystone-{tokens[0].project}"]
+    plain = [token.project for token in tokens]
+    return [
+        f"{chosen or 'keystone'}-{token.project if plain.count(token.project) == 1 else token.project_id}"
+        for token in tokens
+    ]
+
+
+# --- openrc
+
+
+def _openrc(arguments: list[str]) -> None:
+    from kubectl_keystone_auth import flavours, kubeconfig
+
+    words = Words(arguments, ("context", "kubeconfig", "output", "cloud-name"))
+    words.no_names()
+    if words.one("output") not in ("", "clouds"):
+        raise BadInput("--output: clouds for a clouds.yaml, or nothing for lines that a shell reads")
+    options = _of_context(words)
+    if options.get("cloud"):
+        raise BadInput("this login is a cloud of clouds.yaml already: openstack --os-cloud")
+    # The name of a credential is told by its ID only once it has logged in.
+    token = log_in(options, terminal.present(), Conversation(options.verbose, options.secrets()))
+    if words.one("output") == "clouds":
+        print(
+            kubeconfig.text(flavours.cloud(options, token, words.one("cloud-name") or "openstack"), plain=True), end=""
+        )
         return
-    path = Path(words.one("output")) if words.one("output") else kubeconfig.target(words.one("kubeconfig"))
-    kubeconfig.merge(path, content, use=words.has("use"))
-    print(f"{path}: the context {shlex.quote(name)} logs in as {_who(token)}")
-    if not options.get("application_credential_secret") and options.auth_type != "":
-        print("no secret is in it: kubectl asks for it, or takes it from the environment")
+    for name, value in flavours.openrc(options, token).items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def _as_login(options: Options) -> Any:

@@ -289,14 +289,16 @@ def check_url(url: str, insecure: bool) -> SplitResult:
 
 
 def _context(options: Options) -> ssl.SSLContext:
-    ca = options.get("cacert")
+    ca, data = options.get("cacert"), options.get("ca_data")
     try:
-        context = ssl.create_default_context(cafile=os.path.expanduser(ca) or None)  # noqa: PTH111
+        context = ssl.create_default_context(cafile=os.path.expanduser(ca) or None, cadata=data or None)  # noqa: PTH111
     except FileNotFoundError:
         raise BadInput(f"the CA file {ca!r} (--cacert, OS_CACERT) is not there") from None
-    except (ssl.SSLError, OSError) as error:
+    except (ssl.SSLError, OSError, ValueError) as error:
+        if data:
+            raise BadInput("KEYSTONE_CA is not PEM of certificates") from None
         raise BadInput(f"the CA file {ca!r} (--cacert, OS_CACERT) cannot be used: {_reason(error)}") from None
-    if not ca and not _has_authorities():
+    if not (ca or data) and not _has_authorities():
         _load_certifi(context)
     # On by default from Python 3.13; private authorities made by older tools lack the extensions that it wants.
     context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)

@@ -19,13 +19,12 @@ from typing import Any
 
 import yaml
 
+from kubectl_keystone_auth import flavours
 from kubectl_keystone_auth.errors import BadInput, PluginError
 
 PROGRAM = "kubectl-keystone-auth"
 OURS = (PROGRAM, "kubectl-keystone_auth", "client-keystone-auth")
 """Programs whose arguments these are."""
-API = "client.authentication.k8s.io/v1"
-HINT = "kubectl-keystone-auth is part of kubernetes-keystone: pipx install it from there (docs/users.md)"
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,12 @@ def current(kubeconfig: str = "", context: str = "", *, flat: bool = False) -> d
 
 
 def login_of(view: Mapping[str, Any]) -> Login | None:
-    """Give the login of a context (`current`), if it is by this plug-in."""
+    """Give the login of a context (`current`), if it is by this plug-in, or one of its flavours that says as much."""
     users = view.get("users") or [{}]
-    section = (users[0].get("user") or {}).get("exec") or {}
+    user = users[0].get("user") or {}
+    if found := flavours.login(user):
+        return Login(*found)
+    section = user.get("exec") or {}
     command = str(section.get("command") or "").replace("\\", "/").rpartition("/")[2]
     if command.removesuffix(".exe") not in OURS:
         return None
@@ -102,15 +104,10 @@ def target(kubeconfig: str) -> Path:
 
 def user_entry(login: Login) -> dict[str, Any]:
     """Give the user of a kubeconfig that logs in like this."""
-    section: dict[str, Any] = {
-        "apiVersion": API,
-        "interactiveMode": "IfAvailable",
-        "command": PROGRAM,
-        "args": list(login.arguments),
-        "installHint": HINT,
-    }
-    if login.environment:
-        section["env"] = [{"name": name, "value": value} for name, value in login.environment.items()]
+    section = flavours.section(flavours.PLUGIN, login.environment)
+    section["args"] = list(login.arguments)
+    if not section["env"]:
+        del section["env"]
     return {"exec": section}
 
 
@@ -120,6 +117,14 @@ def cluster_entry(cluster: Cluster) -> dict[str, Any]:
     if cluster.ca is not None:
         entry["certificate-authority-data"] = base64.b64encode(cluster.ca).decode()
     return entry
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one kubeconfig of several (`whole`); the first one's context is the current one."""
+    made = dict(parts[0])
+    for kind in ("clusters", "users", "contexts"):
+        made[kind] = [entry for part in parts for entry in part[kind]]
+    return made
 
 
 def whole(name: str, cluster: Mapping[str, Any], user: Mapping[str, Any], namespace: str) -> dict[str, Any]:
@@ -137,7 +142,18 @@ def whole(name: str, cluster: Mapping[str, Any], user: Mapping[str, Any], namesp
 
 def text(content: Mapping[str, Any], *, plain: bool = False) -> str:
     """Write it as YAML; `plain` in ASCII alone, for wherever it is printed."""
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=not plain)
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=not plain)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Scripts and certificates are shown as the lines that they are."""
+
+    def represent_text(self, value: str) -> yaml.ScalarNode:
+        """Write a text; where a block cannot hold it, the library quotes it all the same."""
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style="|" if value.count("\n") > 1 else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def merge(path: Path, ours: Mapping[str, Any], *, use: bool) -> None:
@@ -179,16 +195,25 @@ def _merged(old: Mapping[str, Any], ours: Mapping[str, Any], *, use: bool, path:
         entries = new.get(kind) or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise BadInput(f"{path}: {kind} is no list of entries; it is left as it is")
-        (entry,) = ours[kind]
-        there = [one for one in entries if one.get("name") == entry["name"]]
-        if kind == "users" and there and login_of({"users": there}) is None:
-            raise BadInput(f"{path} has a user {entry['name']!r} who logs in otherwise: give --context another name")
-        if kind == "clusters" and there and (there[0].get("cluster") or {}).get("server") != entry["cluster"]["server"]:
-            raise BadInput(f"{path} has another cluster {entry['name']!r}: give --context another name")
-        new[kind] = [one for one in entries if one not in there] + [entry]
+        named = {one["name"] for one in ours[kind]}
+        for entry in ours[kind]:
+            _check(path, kind, entry, [one for one in entries if one.get("name") == entry["name"]])
+        new[kind] = [one for one in entries if one.get("name") not in named] + list(ours[kind])
     if use or not new.get("current-context"):
         new["current-context"] = ours["current-context"]
     return new
+
+
+def _check(path: Path, kind: str, entry: Mapping[str, Any], there: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to take the place of something else that has the name of an entry of ours."""
+    if kind == "users" and there and not _ours(there[0]):
+        raise BadInput(f"{path} has a user {entry['name']!r} who logs in otherwise: give --context another name")
+    if kind == "clusters" and there and (there[0].get("cluster") or {}).get("server") != entry["cluster"]["server"]:
+        raise BadInput(f"{path} has another cluster {entry['name']!r}: give --context another name")
+
+
+def _ours(entry: Mapping[str, Any]) -> bool:
+    return login_of({"users": [entry]}) is not None or flavours.marked(entry.get("user") or {})
 
 
 @contextlib.contextmanager

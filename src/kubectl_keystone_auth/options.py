@@ -188,6 +188,10 @@ def read(arguments: list[str], environment: os._Environ[str] | dict[str, str]) -
         # What a cloud of clouds.yaml lacks, the environment does not add: so do OpenStack's own clients.
         given = {"cloud": given.get("cloud", "")}
     given.update((name, value) for name, value in flags.items() if value)
+    if (authority := environment.get("KEYSTONE_CA")) and not flags.get("cacert") and not given.get("cloud"):
+        # The CA itself, in a kubeconfig that is to be whole; the shell's OS_CACERT may be another cloud's.
+        given["ca_data"] = authority
+        given.pop("cacert", None)
     options = Options(given, _auth_type(given, flags), verbose=verbose, keep=keep)
     if options.simple:
         for name in flags:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,6 +52,7 @@ def login(options: Options, interactive: bool, conversation: Conversation) -> To
                 project=access.project_name or "",
                 project_id=access.project_id or "",
                 project_domain=access.project_domain_name or "",
+                project_domain_id=access.project_domain_id or "",
                 roles=tuple(access.role_names),
             )
         except PluginError:
@@ -96,10 +99,20 @@ def _of_type(options: Options, interactive: bool) -> Session:
     except exceptions.MissingRequiredOptions as error:
         raise _missing(options.auth_type, error.options) from None
     verify: bool | str = not options.insecure and (os.path.expanduser(options.get("cacert")) or True)  # noqa: PTH111
+    if verify is True and options.get("ca_data"):
+        verify = _as_file(options.get("ca_data"))
     certificate: Any = options.get("cert") or None
     if certificate and options.get("key"):
         certificate = (certificate, options.get("key"))
     return Session(auth=plugin, verify=verify, cert=certificate, timeout=DEADLINE)
+
+
+def _as_file(text: str) -> str:
+    """Put a CA where requests takes it from, until this call ends."""
+    with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
+        file.write(text)
+    atexit.register(os.unlink, file.name)
+    return file.name
 
 
 def _complete_domains(options: Options) -> None:
@@ -142,6 +155,8 @@ def _of_cloud(options: Options, interactive: bool, conversation: Conversation) -
         if isinstance(url, str) and url:
             check_url(url, options.insecure or region.config.get("verify") is False)
             options.found = {"auth_url": url}
+            for name in ("application_credential_id", "application_credential_secret"):
+                options.found[name] = str(region.config["auth"].get(name) or "")
             for name in ("cacert", "cert", "key"):
                 options.found[name] = str(region.config.get(name) or "")
             options.found["insecure"] = str(region.config.get("verify") is False)

@@ -27,6 +27,8 @@ class Token(NamedTuple):
     project_domain: str = ""
     roles: tuple[str, ...] = ()
     credential: str = ""
+    credential_id: str = ""
+    project_domain_id: str = ""
 
     def entry(self) -> Entry:
         """Give what is kept of it: its times by this machine's clock, right or wrong."""
@@ -70,6 +72,8 @@ def from_answer(value: str, answer: dict[str, Any], skew: float) -> Token | None
         project_domain=_text(_part(project, "domain"), "name"),
         roles=tuple(_text(role, "name") for role in roles if isinstance(role, dict)) if isinstance(roles, list) else (),
         credential=_text(credential, "name"),
+        credential_id=_text(credential, "id"),
+        project_domain_id=_text(_part(project, "domain"), "id"),
     )
 
 

@@ -168,6 +168,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     for path in (folder / "bin", folder / "active", root / "etc/systemd/system", charm_folder):
         path.mkdir(parents=True)
     (charm_folder / "templates").symlink_to(PROJECT / "templates")
+    (charm_folder / "src/kubectl_keystone_auth").mkdir(parents=True)
+    (charm_folder / "src/kubectl_keystone_auth/logins").symlink_to(PROJECT / "src/kubectl_keystone_auth/logins")
     ship(charm_folder, "1.2.3")
     for name, text in (("systemctl", SYSTEMCTL), ("journalctl", "#!/bin/sh\necho Boom: no such thing\n")):
         (folder / "bin" / name).write_text(text)
