@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL_SCRIPTS := testbed/setup templates/apiserver/apiserver-flags templates/apiserver/apiserver-pod .ci/run
+LOGINS := $(wildcard src/kubectl_keystone_auth/logins/*.sh)
 
 .PHONY: help venv check types unit format testbed test demo bench lock
 
@@ -23,6 +24,7 @@ check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/shellcheck --shell=sh $(LOGINS)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync types unit
 
 types: venv

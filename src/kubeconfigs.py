@@ -1,4 +1,4 @@
-"""Kubeconfigs for users, without any secret: how the API server is reached from outside, and a context for each project.
+"""Kubeconfigs for users, without any secret: how the API server is reached from outside, and a context a project.
 
 How a flavour logs in is not known here: that lies in files that the plug-in's package has (`Places.logins`), for the
 plug-in writes kubeconfigs of the same flavours with the user's own credential in them.

@@ -36,7 +36,7 @@ As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMA
       --output FILE                               a file of its own (- prints it)
       --flavour plugin|curl|powershell|openstack|token   what it logs in with; `curl` needs nothing but sh and curl
       --all-projects                              a context for each of your projects
-  openrc              lines for the openstack client, of the current context's credential; --output clouds: a clouds.yaml
+  openrc              lines for the openstack client, of this credential; --output clouds: a clouds.yaml
   credential create NAME    make an application credential that is good for Kubernetes alone
       --read-only, --namespace NAME (several)     for reading; for these namespaces, not the whole cluster
       --exec                                      exec, attach and port-forward, too
@@ -44,8 +44,8 @@ As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMA
       --role NAME (several), --expires 30d        with these roles alone; until then
       --output json                               else lines for a shell
 
-login, logout, whoami and openrc take the login of the current context (--context, --kubeconfig) where no flag names one;
-kubeconfig and credential that of flags and the environment.
+login, logout, whoami and openrc take the login of the current context (--context, --kubeconfig) where no flag names
+one; kubeconfig and credential that of flags and the environment.
 
 How to log in, by flags or, where there is no flag, by the environment:
 
@@ -378,9 +378,13 @@ def _kubeconfig(arguments: list[str]) -> None:
             f"good until {_time(end)}, {left} minutes from now, and until then whoever has the file is you",
             file=sys.stderr,
         )
-    elif flavour == flavours.PLUGIN and words.one("output") != "-":
-        if not options.get("application_credential_secret") and options.auth_type != "":
-            print("no secret is in it: kubectl asks for it, or takes it from the environment")
+    elif flavour == flavours.PLUGIN and words.one("output") != "-" and _asked_for(options):
+        print("no secret is in it: kubectl asks for it, or takes it from the environment")
+
+
+def _asked_for(options: Options) -> bool:
+    """Whether the secret of a login is not stored with it."""
+    return not options.get("application_credential_secret") and options.auth_type != ""
 
 
 def _projects(options: Options, token: Token, conversation: Conversation, flavour: str) -> list[tuple[Options, Token]]:

@@ -1,7 +1,7 @@
 """What a kubeconfig logs in with: this plug-in, or a script that needs nothing of it, or a token that is there already.
 
-The scripts and their exec sections lie in `logins`, which the charm has too: its action get-kubeconfig gives files of the
-same flavours without a credential. Here the user's own is put in. Not here: writing the file (`kubeconfig`).
+The scripts and their exec sections lie in `logins`, which the charm has too: its action get-kubeconfig gives files of
+the same flavours without a credential. Here the user's own is put in. Not here: writing the file (`kubeconfig`).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def authority(options: Options) -> str:
 
 
 def login(view_user: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]] | None:
-    """Give flags and variables of the plug-in's that log in as a user of one of these flavours does; None if it is none."""
+    """Give the plug-in's flags and variables that log in as a user of one of these flavours; None if it is none."""
     if not marked(view_user):
         return None
     listed = (view_user.get("exec") or {}).get("env") or []

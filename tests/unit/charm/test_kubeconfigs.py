@@ -178,7 +178,7 @@ def test_an_option_is_taken_although_this_machine_cannot_try_it(unit, found, ser
 
 def test_without_an_api_server_here_the_option_is_asked_for(unit, found, wiring):
     wiring.raises["detect"] = apiserver.NotFound("none")
-    with pytest.raises(ops.testing.ActionFailed, match="kubernetes-url: is not set, .*no API server is found"):
+    with pytest.raises(ops.testing.ActionFailed, match=r"kubernetes-url: is not set, .*no API server is found"):
         unit.action("get-kubeconfig")
 
 
