@@ -6,7 +6,6 @@ process list shows and which are bounded in length: no key or token is among the
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -24,8 +23,6 @@ from errors import Blocked, ConfigError
 from files import Places
 
 LINES_SHOWN = 50
-HORIZON_FILE = "_80_kubernetes_keystone.py"
-"""The name of our settings among Horizon's, which are read in the order of their names."""
 
 
 def _words(value: object) -> object:
@@ -163,25 +160,3 @@ def show_webhook_config(places: Places, place: apiserver.Place, config: CharmCon
         results["layout"] = f"{layout.name}, {apiserver.evidence(layout)}"
         results["state"] = apiserver.state(layout).kind.value
     return results
-
-
-def get_horizon_settings(places: Places, server: str, ca: str) -> dict[str, str | int]:
-    """Give what Horizon needs so that its "Download kubeconfig file" button gives a file that works.
-
-    Args:
-        places: where the templates are.
-        server: the API server's URL for users.
-        ca: the PEM that signs its certificate; empty for what users' systems trust.
-    """
-    return {"settings": horizon_settings(places, server, ca), "file": HORIZON_FILE}
-
-
-def horizon_settings(places: Places, server: str, ca: str) -> str:
-    """Write settings for Horizon's folder local_settings.d: the three that it knows, and a template that works."""
-    names = ("kubeconfig", "quoted")
-    # Templates of Django's, which are not ours to render: they go in as they are.
-    kubeconfig, quoted = ((places.templates / "horizon" / f"{name}.template").read_text() for name in names)
-    values = {"server": server, "ca": base64.b64encode(ca.encode()).decode(), "file": HORIZON_FILE}
-    return files.render(
-        places.templates, "horizon/settings", {**values, "kubeconfig": kubeconfig, "quoted": quoted.rstrip("\n")}
-    )

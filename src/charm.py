@@ -17,6 +17,7 @@ import actions
 import apiserver
 import authenticator
 import flags
+import horizon
 import kubeconfigs
 import reach
 import upstream
@@ -61,6 +62,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.check_access_action, self._on_check_access)
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
         framework.observe(self.on.get_kubeconfig_action, self._on_get_kubeconfig)
+        framework.observe(self.on.get_horizon_settings_action, self._on_get_horizon_settings)
 
     @property
     def place(self) -> apiserver.Place:
@@ -100,6 +102,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
                 actions.layout_at_hand(self.place, load(self)),
                 load(self),
                 event.load_params(kubeconfigs.Wanted),
+            ),
+        )
+
+    def _on_get_horizon_settings(self, event: ops.ActionEvent) -> None:
+        self._act(
+            event,
+            lambda: horizon.make(
+                self.places,
+                actions.layout_at_hand(self.place, load(self)),
+                load(self),
+                event.load_params(horizon.Wanted),
             ),
         )
 

@@ -1,7 +1,7 @@
 """A real Horizon for tests and pictures, on loopback, in front of a Keystone of the test bed; ready within seconds.
 
-It has a copy of Horizon's package of its own, so that settings are dropped where an operator drops them. Who uses it
-is somebody else's matter: a browser, or `requests`.
+It has a copy of Horizon's package of its own, so that settings are dropped where an operator drops them. What people do
+there, they do in a browser (`testbed.browser`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import os
 import secrets
 import shutil
 import time
+from pathlib import Path
 
 import requests
+from playwright.sync_api import Page
 
 from testbed import setup
+from testbed.browser import page
 from testbed.cache import Run, TestbedError
-from testbed.keystone import Keystone
+from testbed.keystone import Keystone, User
 from testbed.processes import free_port, process
 
 START_TIMEOUT = 120.0  # seconds; 3 are usual
 SNIPPET = "_80_kubernetes_keystone.py"
 CREATE = "/identity/application_credentials/create/"
 """Where an application credential is made."""
-DOWNLOAD = "/identity/application_credentials/download_kubeconfig/"
-"""Where the kubeconfig of the one that was made last is."""
+BUTTON = "text=Download kubeconfig file"
+PICTURE = setup.HERE.parent / "docs" / "images" / "horizon.png"
 
 
 class Horizon:
@@ -87,3 +90,35 @@ class Horizon:
     def log(self) -> str:
         """Give what Horizon wrote."""
         return (self.folder / "log").read_text(errors="replace")
+
+    # --- what people do there
+
+    def make_credential(self, seen: Page, user: User, name: str, secret: str = "", namespace: str = "default") -> None:
+        """Log in and make an application credential; ends on the page that shows it, with its buttons."""
+        seen.goto(f"{self.url}/auth/login/?next={CREATE}")
+        seen.fill("#id_username", user.name)
+        seen.fill("#id_password", user.password)
+        seen.click("#loginBtn")
+        seen.fill("#id_name", name)
+        seen.fill("#id_secret", secret)
+        seen.fill("#id_kubernetes_namespace", namespace)
+        seen.click("input[type=submit]")
+        seen.wait_for_selector(BUTTON)
+
+    @staticmethod
+    def download(seen: Page, path: Path) -> None:
+        """Press the button that this is all about, and keep the file as a browser's user has it."""
+        with seen.expect_download() as found:
+            seen.click(BUTTON)
+        found.value.save_as(path)
+
+
+def picture() -> Path:
+    """Take the picture of the button for the documentation anew, and give where it lies."""
+    with Keystone() as keystone, Horizon(keystone, "KUBECONFIG_ENABLED = True\n") as horizon, page() as seen:
+        seen.set_viewport_size({"width": 1000, "height": 560})
+        horizon.make_credential(seen, keystone.member("alice", keystone.project("demo")), "laptop")
+        PICTURE.parent.mkdir(exist_ok=True)
+        seen.locator(BUTTON).hover()
+        seen.screenshot(path=PICTURE)
+    return PICTURE
