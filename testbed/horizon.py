@@ -53,12 +53,8 @@ class Horizon:
         try:
             package = self.folder / "openstack_dashboard"
             shutil.copytree(template / package.name, package, copy_function=os.link)
-            local = package / "local"
-            form = (setup.BUILDS / "horizon" / "local_settings.py").read_text()
-            own = {"secret": secrets.token_urlsafe(32), "keystone": self._keystone.url, "ca": self._keystone.ca}
-            (local / "local_settings.py").write_text(form.format(**own, static=template / "static"))
-            (local / "local_settings.d" / SNIPPET).write_text(self._settings)
-            self._start([venv / "bin" / "gunicorn", "--workers=1", "--worker-class=gthread", "--threads=4"])
+            (package / "local" / "local_settings.d" / SNIPPET).write_text(self._settings)
+            self._start(venv / "bin" / "gunicorn", template / "static")
         except BaseException:
             self._stack.close()
             raise
@@ -68,13 +64,21 @@ class Horizon:
         """End it and remove everything of it."""
         self._stack.close()
 
-    def _start(self, gunicorn: list[os.PathLike[str] | str]) -> None:
+    def _start(self, gunicorn: Path, static: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         where = [f"--bind=127.0.0.1:{port}", f"--chdir={setup.HERE / 'wsgi'}"]
-        rest = ["--timeout=0", "--graceful-timeout=1", "--log-level=warning", "horizon_app"]
-        command = [str(word) for word in (*gunicorn, *where, *rest)]
-        environment = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+        rest = ["--workers=1", "--worker-class=gthread", "--threads=4", "--timeout=0", "--graceful-timeout=1"]
+        command = [gunicorn, *where, *rest, "--log-level=warning", "horizon_app"]
+        environment = {
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONWARNINGS": "ignore",
+            "TESTBED_SECRET_KEY": secrets.token_urlsafe(32),
+            "TESTBED_KEYSTONE_URL": self._keystone.url,
+            "TESTBED_KEYSTONE_CA": str(self._keystone.ca),
+            "TESTBED_STATIC_ROOT": str(static),
+        }
         running = self._stack.enter_context(process(self.folder / "log", command, environment=environment))
         end = time.monotonic() + START_TIMEOUT
         while not self._answers():

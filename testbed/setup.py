@@ -118,21 +118,24 @@ def horizon() -> Path:
 
 def horizon_template() -> Path:
     """Give a Horizon to copy: its package `openstack_dashboard`, and the compiled `static` files of all copies."""
-    venv = horizon()
-    settings = (BUILDS / "horizon" / "local_settings.py").read_text()
+    venv, settings = horizon(), BUILDS / "horizon" / "local_settings.py"
 
     def make(folder: Path) -> None:
         (package,) = venv.glob("lib/*/site-packages/openstack_dashboard")
         shutil.copytree(package, folder / package.name, copy_function=os.link)
-        unset = {"secret": "unset", "keystone": "https://set.by.the.test.bed/v3", "ca": ""}
-        local = folder / package.name / "local" / "local_settings.py"
-        local.write_text(settings.format(**unset, static=folder / "static"))
-        environment = {"PYTHONPATH": str(folder), "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings"}
+        shutil.copy(settings, folder / package.name / "local")
+        environment = {
+            "PYTHONPATH": str(folder),
+            "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings",
+            "TESTBED_SECRET_KEY": "unused",
+            "TESTBED_KEYSTONE_URL": "https://set.by.the.test.bed/v3",
+            "TESTBED_KEYSTONE_CA": "",
+            "TESTBED_STATIC_ROOT": str(folder / "static"),
+        }
         for words in (("collectstatic", "--noinput"), ("compress", "--force")):
             call([venv / "bin" / "django-admin", *words, "--verbosity=0"], NETWORK_HINT, env=environment)
-        local.unlink()
 
-    name = f"horizon-template-{_digest(str(venv), settings)}"
+    name = f"horizon-template-{_digest(str(venv), settings.read_bytes())}"
     return cache.artefact(name, "Horizon's styles", "half a minute", make)
 
 
