@@ -43,7 +43,14 @@ def make(places: Places, layout: apiserver.Layout | None, config: CharmConfig, w
         Blocked: where users reach the API server cannot be found; or the result would be too long for Juju.
     """
     server = kubeconfigs.find_server(layout, config)
-    text = settings(places, server.url, server.ca, keystone_ca=config.keystone_ca, flavour=wanted.flavour)
+    text = settings(
+        places,
+        server.url,
+        server.ca,
+        keystone_ca=config.keystone_ca,
+        insecure=config.keystone_in_clear,
+        flavour=wanted.flavour,
+    )
     results = {"settings": text, "file": FILE, "server": server.url, "found": server.source}
     if server.problem:
         results["warning"] = f"from this machine {server.problem}; users may reach it all the same"
@@ -55,7 +62,9 @@ def make(places: Places, layout: apiserver.Layout | None, config: CharmConfig, w
     return results
 
 
-def settings(places: Places, server: str, ca: str, *, keystone_ca: str = "", flavour: str = "plugin") -> str:
+def settings(
+    places: Places, server: str, ca: str, *, keystone_ca: str = "", insecure: bool = False, flavour: str = "plugin"
+) -> str:
     """Write the file of settings.
 
     Args:
@@ -63,13 +72,15 @@ def settings(places: Places, server: str, ca: str, *, keystone_ca: str = "", fla
         server: the API server's URL for users.
         ca: PEM of what signs its certificate; empty for what users' systems trust.
         keystone_ca: the same of Keystone's.
+        insecure: whether the plug-in is to talk to Keystone unencrypted.
         flavour: how the users' file is to log in.
     """
-    chosen = {"flavour": flavour, "login": kubeconfigs.Login.load(places, flavour), "keystone_ca": keystone_ca}
+    login = kubeconfigs.Login.load(places, flavour)
+    chosen = {"flavour": flavour, "login": login, "keystone_ca": keystone_ca, "insecure": insecure}
     # A shell's ${#…} and Django's comments begin alike.
-    login = f"{{% verbatim %}}{files.render(places.templates, 'horizon/login.yaml', chosen)}{{% endverbatim %}}"
+    section = f"{{% verbatim %}}{files.render(places.templates, 'horizon/login.yaml', chosen)}{{% endverbatim %}}"
     ours = {name: (places.templates / "horizon" / name).read_text(encoding="utf-8") for name in TEMPLATES}
-    values = {"file": FILE, "server": server, "ca": base64.b64encode(ca.encode()).decode(), "login": login}
+    values = {"file": FILE, "server": server, "ca": base64.b64encode(ca.encode()).decode(), "login": section}
     return files.render(
         places.templates,
         "horizon/settings",

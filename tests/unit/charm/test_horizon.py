@@ -74,7 +74,7 @@ def test_a_flavours_login_is_the_one_that_get_kubeconfig_gives(unit, found, serv
     assert login.get("extensions") == written.get("extensions")
     chosen = kubeconfigs.Login.load(Places(), flavour)
     assert login["exec"].get("args", []) == [*chosen.arguments, *([chosen.script] if chosen.script else [])]
-    assert login["exec"]["env"] == [{"name": "KEYSTONE_CA", "value": server.ca}]
+    assert {"name": "KEYSTONE_CA", "value": server.ca} in login["exec"]["env"]
 
 
 def test_what_juju_could_not_hand_on_is_refused(unit, found, server):
@@ -82,3 +82,13 @@ def test_what_juju_could_not_hand_on_is_refused(unit, found, server):
 
     with pytest.raises(ops.testing.ActionFailed, match="set kubernetes-ca and keystone-ca to the one CA certificate"):
         unit.action("get-horizon-settings")
+
+
+@pytest.mark.parametrize(
+    ("url", "insecure"), [("http://keystone.example:5000/v3", True), ("https://keystone.example:5000/v3", False)]
+)
+def test_the_plug_in_may_talk_in_clear_where_the_operator_lets_it(unit, found, url, insecure):
+    unit.configure(**{"keystone-url": url, "keystone-insecure": True})
+    login = read(unit.action("get-horizon-settings")["settings"])[1]["kubernetes_keystone/login.template"]
+
+    assert ("OS_INSECURE" in login) is insecure
