@@ -25,6 +25,7 @@ check: venv ## ruff, ruff format, shellcheck, pyright and the unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/shellcheck --shell=sh $(LOGINS)
+	$(BIN)/python docs/reference.py --check
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync types unit
 
 types: venv

@@ -19,6 +19,7 @@ import authenticator
 import flags
 import horizon
 import kubeconfigs
+import owner
 import reach
 import upstream
 import webhook
@@ -76,7 +77,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _on_end(self, event: ops.EventBase) -> None:
         self._verdict = self._settle(self._take_away)
-        undone = isinstance(self._verdict, ops.BlockedStatus) or apiserver.wired(self.place) is not None
+        wired = owner.other(self.places, self.unit.name) is None and apiserver.wired(self.place) is not None
+        undone = isinstance(self._verdict, ops.BlockedStatus) or wired
         if isinstance(event, ops.RemoveEvent) and undone:
             # The last chance to be heard: after this event the unit, and its status, are gone.
             raise RuntimeError(f"cannot be removed cleanly: {self._verdict.message}")
@@ -118,6 +120,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], Mapping[str, str | int]]) -> None:
         try:
+            owner.check(self.places, self.unit.name)
             event.set_results(dict(action()))
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             event.fail(_told(error))
@@ -149,6 +152,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
+        owner.check(self.places, self.unit.name)
         config = load(self)
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
@@ -168,6 +172,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._make_way(config, wire, missing)
 
         authenticator.install(self.places)
+        owner.claim(self.places, self.unit.name)
         tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
         authenticator.write_inputs(self.places, config, policy.content if policy else None)
         behind = None
@@ -246,11 +251,12 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
-        wired = apiserver.wired(self.place)
-        if wired is not None:
-            apiserver.remove(wired, self._announce)
-        upstream.stop(self.places)
-        authenticator.uninstall(self.places)
+        if owner.other(self.places, self.unit.name) is None:
+            wired = apiserver.wired(self.place)
+            if wired is not None:
+                apiserver.remove(wired, self._announce)
+            upstream.stop(self.places)
+            authenticator.uninstall(self.places)
         return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
 
     def _summary(

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -42,6 +43,7 @@ INPUTS = (
     "config.yaml",
     "actions.yaml",
     "LICENSE",
+    "icon.svg",
     "requirements.txt",
     "requirements-authenticator.txt",
     "src",
@@ -55,6 +57,8 @@ MEMBERS = (
     "config.yaml",
     "actions.yaml",
     "manifest.yaml",
+    "LICENSE",
+    "icon.svg",
     "src/charm.py",
     "src/apiserver/__init__.py",
     "authenticator/keystone-authenticator",
@@ -115,16 +119,27 @@ def pack() -> Path:
             _say(f"unchanged since it was packed: {target}")
             return target
         started = time.monotonic()
-        _say("packing the charm with charmcraft (usually 1 to 2 minutes, the first time 3)")
-        charmcraft = _charmcraft(folder)
-        with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as work:
-            packed = _run_charmcraft(charmcraft, _copy_inputs(Path(work) / "kubernetes-keystone"), folder / "pack.log")
-            _raise_for(problems(packed))
-            packed.replace(target)
+        pack_anew(target)
         for old in sorted(folder.glob("kubernetes-keystone-*.charm"), key=lambda path: path.stat().st_mtime)[:-5]:
             old.unlink()
         _say(f"packed in {time.monotonic() - started:.0f} s: {target} ({target.stat().st_size / 1e6:.1f} MB)")
         return target
+
+
+def pack_anew(target: Path) -> None:
+    """Pack the charm of this checkout, check it and have charmcraft analyse it; one and the same content each time.
+
+    Raises:
+        PackError: as `pack`.
+    """
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    _say("packing the charm with charmcraft (usually 1 to 2 minutes, the first time 3)")
+    charmcraft = _charmcraft(folder)
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as work:
+        packed = _run_charmcraft(charmcraft, _copy_inputs(Path(work) / "kubernetes-keystone"), folder / "pack.log")
+        _raise_for([*problems(packed), *_analysed(charmcraft, packed)])
+        shutil.move(packed, target)
 
 
 def problems(charm: Path) -> list[str]:
@@ -333,6 +348,26 @@ def _run_charmcraft(charmcraft: Path, tree: Path, log: Path) -> Path:
     if len(packed) != 1:
         raise PackError(f"charmcraft ended well but left {len(packed)} charms in {tree}; its log: {log}")
     return packed[0]
+
+
+def _analysed(charmcraft: Path, charm: Path) -> list[str]:
+    """Say what charmcraft's own checks of a packed charm warn of."""
+    done = subprocess.run(
+        [str(charmcraft), "analyse", "--format=json", str(charm)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    try:
+        checks = json.loads(done.stdout)
+    except ValueError:
+        return [f"charmcraft cannot analyse it: {done.stderr.strip()}"]
+    return [
+        f"charmcraft analyse, {check['name']}: {check.get('text') or check['result']}"
+        for check in checks
+        if check["result"] in {"warning", "error", "fatal"}
+    ]
 
 
 def _os_release(text: str) -> dict[str, str]:

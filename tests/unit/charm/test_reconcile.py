@@ -6,6 +6,7 @@ import json
 import socket
 
 import ops
+import ops.testing
 import pytest
 
 import apiserver
@@ -410,6 +411,41 @@ def test_a_unit_that_has_to_wait_for_another_does_not_go_before_its_flags_are_ou
     wiring.raises = {}
     unit.run("remove")
     assert machine.snapshot() == {}
+
+
+@pytest.fixture
+def another_unit(machine, wiring, unit) -> str:
+    """Another application's unit, which was on the machine first; Juju keeps a folder for it."""
+    unit.run()
+    (machine.places.state / "unit").write_text("keystone-too/3\n")
+    (machine.places.root / "var/lib/juju/agents/unit-keystone-too-3").mkdir(parents=True)
+    wiring.order.clear()
+    return "keystone-too/3"
+
+
+def test_a_second_unit_on_one_machine_is_refused_and_touches_nothing_even_when_it_goes(
+    unit, machine, wiring, another_unit
+):
+    before = machine.snapshot()
+
+    status = unit.run("config_changed")
+    assert isinstance(status, ops.BlockedStatus)
+    assert f"{another_unit} serves this machine already" in status.message
+    with pytest.raises(ops.testing.ActionFailed, match=another_unit):
+        unit.action("show-webhook-config")
+    for event in ("relation_broken", "stop", "remove"):
+        assert isinstance(unit.run(event), ops.WaitingStatus)
+
+    assert machine.snapshot() == before
+    assert wiring.order == []
+    assert machine.active(authenticator.SERVICE)
+
+
+def test_a_machine_whose_unit_is_gone_without_a_word_is_taken_over(unit, machine, another_unit):
+    (machine.places.root / "var/lib/juju/agents/unit-keystone-too-3").rmdir()
+
+    assert isinstance(unit.run("update_status"), ops.ActiveStatus)
+    assert (machine.places.state / "unit").read_text() == "kubernetes-keystone/0\n"
 
 
 def test_an_upgrade_brings_the_new_program_and_keeps_the_one_before(unit, machine):
