@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import jinja2
 import ops.testing
 import pytest
 import yaml
@@ -54,6 +55,16 @@ def test_without_a_server_that_users_reach_the_option_is_named(unit, found):
 
     with pytest.raises(ops.testing.ActionFailed, match="kubernetes-url: is not set"):
         unit.action("get-horizon-settings")
+
+
+@pytest.mark.parametrize("flavour", ["plugin", "curl", "powershell"])
+def test_ansible_may_bring_them_to_their_place_as_a_template(unit, found, flavour):
+    settings = unit.action("get-horizon-settings", flavour=flavour)["settings"]
+
+    # Jinja's own rules, and those that Ansible adds.
+    for rules in ({}, {"trim_blocks": True, "undefined": jinja2.StrictUndefined}):
+        brought = jinja2.Environment(**rules, autoescape=False).from_string(settings).render()  # noqa: S701
+        assert read(brought) == read(settings)
 
 
 @pytest.mark.parametrize("flavour", ["plugin", "curl", "powershell"])
