@@ -63,7 +63,7 @@ def test_ansible_may_bring_them_to_their_place_as_a_template(unit, found, flavou
 
     # Jinja's own rules, and those that Ansible adds.
     for rules in ({}, {"trim_blocks": True, "undefined": jinja2.StrictUndefined}):
-        brought = jinja2.Environment(**rules, autoescape=False).from_string(settings).render()  # noqa: S701
+        brought = jinja2.Environment(**rules, autoescape=False).from_string(settings).render()
         assert read(brought) == read(settings)
 
 
