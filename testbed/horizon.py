@@ -97,15 +97,24 @@ class Horizon:
 
     # --- what people do there
 
-    def make_credential(self, seen: Page, user: User, name: str, secret: str = "", namespace: str = "default") -> None:
-        """Log in and make an application credential; ends on the page that shows it, with its buttons."""
+    def make_credential(self, seen: Page, user: User, name: str, secret: str = "", access_rules: str = "") -> None:
+        """Log in and make an application credential; ends on the page that shows it, with its buttons.
+
+        Args:
+            seen: a page of a browser.
+            user: who logs in, by password.
+            name: the credential's name.
+            secret: its secret; Keystone chooses one otherwise.
+            access_rules: JSON or YAML, as the form takes them.
+
+        """
         seen.goto(f"{self.url}/auth/login/?next={CREATE}")
         seen.fill("#id_username", user.name)
         seen.fill("#id_password", user.password)
         seen.click("#loginBtn")
         seen.fill("#id_name", name)
         seen.fill("#id_secret", secret)
-        seen.fill("#id_kubernetes_namespace", namespace)
+        seen.fill("#id_access_rules", access_rules)
         seen.click("input[type=submit]")
         seen.wait_for_selector(BUTTON)
 

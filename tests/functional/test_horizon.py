@@ -24,6 +24,7 @@ pytestmark = pytest.mark.functional
 cluster, person = with_plugin.cluster, with_plugin.person
 
 SECRET = """ "it's" \\n <b> & %s {{ user }} {% if %} #\u00fc\U0001f600\x7f\x85 """.strip()
+RULES = '[{"service": "kubernetes", "method": "GET", "path": "/**"}]'
 LETTERS = "".join(map(chr, [*range(1, 0x2100), 0xD7FF, 0xE000, 0xFEFF, *range(0xFFF0, 0x10000), 0x1F600, 0x10FFFF]))
 HOSTILE = [
     SECRET,
@@ -52,30 +53,35 @@ def settings(cluster: Cluster, flavour: str) -> str:
     return horizon.settings(Places(), server, api.ca.read_text(), keystone_ca=keystone.ca.read_text(), flavour=flavour)
 
 
-def pressed(cluster: Cluster, path: Path, given: str, secret: str = SECRET) -> str:
+def pressed(cluster: Cluster, path: Path, given: str, secret: str = SECRET, access_rules: str = "") -> str:
     """Log alice in, have her make a credential and press the button; put the file there, and give what is in it."""
     with Horizon(cluster.keystone, given) as running, page() as seen:
-        running.make_credential(seen, cluster.alice, path.parents[1].name, secret)
+        running.make_credential(seen, cluster.alice, path.parents[1].name, secret, access_rules)
         running.download(seen, path)
     return path.read_text()
 
 
-@pytest.mark.parametrize("flavour", ["plugin", "curl"])
-def test_the_file_that_the_button_gives_works(cluster: Cluster, person: Person, flavour: str) -> None:
-    written = pressed(cluster, person.home / ".kube" / "config", settings(cluster, flavour))
+@pytest.mark.parametrize(("flavour", "access_rules"), [("plugin", ""), ("curl", ""), ("plugin", RULES)])
+def test_the_file_that_the_button_gives_works(
+    cluster: Cluster, person: Person, flavour: str, access_rules: str
+) -> None:
+    path = person.home / ".kube" / "config"
+    written = pressed(cluster, path, settings(cluster, flavour), access_rules=access_rules)
+    env = {one["name"]: one["value"] for one in yaml.safe_load(written)["users"][0]["user"]["exec"]["env"]}
+    name = f"keystone:app-cred:{env['OS_APPLICATION_CREDENTIAL_ID']}" if access_rules else "keystone:alice"
     # Keystone's CA is in the file, and what was sourced in the shell does not count.
     elsewhere = {"OS_CACERT": "", "OS_CLOUD": "other", "OS_AUTH_TYPE": "password", "OS_AUTH_URL": "https://other/v3"}
     assert person.works("get", "pods", "-o", "name", **elsewhere) == ""
-    assert person.works("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}", **elsewhere) == "keystone:alice"
+    assert person.works("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}", **elsewhere) == name
     assert person.kubectl("config", "current-context")[1] == "keystone-demo\n"
     login = yaml.safe_load(written)["users"][0]["user"]["exec"]
-    assert SECRET in [variable["value"] for variable in login["env"]]
+    assert env["OS_APPLICATION_CREDENTIAL_SECRET"] == SECRET
     assert not any(SECRET in word for word in login.get("args", []))
     # The plug-in's commands know the login, whatever the file logs in with.
     code, output, errors = person.kubectl("keystone-auth", "whoami", OS_CACERT="")
     assert code == 0, errors
     said = dict(line.split(maxsplit=1) for line in output.splitlines() if not line.startswith(" "))
-    assert (said["user"], said["cluster"]) == (f"alice ({cluster.alice.id})", "keystone:alice")
+    assert (said["user"], said["cluster"]) == (f"alice ({cluster.alice.id})", name)
 
 
 # -- what Horizon does by itself
