@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import requests
@@ -127,6 +127,21 @@ class Explanation(pydantic.BaseModel, frozen=True):
     misses: tuple[Miss, ...] = ()
 
 
+class Identification(pydantic.BaseModel, frozen=True):
+    """Whose a token is, as Keystone itself says now; see `keystone_authenticator.identify`."""
+
+    verdict: Literal["valid", "refused", "cannot-tell", "not-keystones", "elsewhere"]
+    reason: str = ""
+    user: str = ""
+    domain: str = ""
+    project: str = ""
+    roles: tuple[str, ...] = ()
+    expires: str | None = None
+    credential: str | None = None
+    username: str = ""
+    groups: tuple[str, ...] = ()
+
+
 def shipped_version(places: Places) -> str:
     """Give the version of the tree that the charm ships: the program's own and a hash over all its files."""
     tree = places.charm / "authenticator"
@@ -190,13 +205,16 @@ def explain(places: Places, request: dict[str, Any]) -> Explanation:
     Raises:
         WorkloadError: it is not installed, or cannot tell.
     """
-    program = places.opt / "current" / LAUNCHER
-    if not program.exists():
-        raise WorkloadError("the authenticator is not installed yet; the unit's status says why")
-    done = _run_cli([str(program)], ["explain", "--config", str(places.settings)], json.dumps(request))
-    if done.returncode != 0:
-        raise WorkloadError(f"the authenticator cannot tell: {_last_line(done.stderr)}")
-    return Explanation.model_validate_json(done.stdout)
+    return Explanation.model_validate_json(_ask_cli(places, "explain", json.dumps(request)))
+
+
+def identify(places: Places, token: str) -> Identification:
+    """Have the installed authenticator ask Keystone whose a token is, past all caches.
+
+    Raises:
+        WorkloadError: it is not installed, or does not run.
+    """
+    return Identification.model_validate_json(_ask_cli(places, "identify", token))
 
 
 def write_inputs(places: Places, config: CharmConfig, policy: bytes | None) -> None:
@@ -450,6 +468,17 @@ def _run_cli(program: list[str], arguments: list[str], text: str) -> subprocess.
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkloadError(f"the authenticator's command line does not run: {error}") from error
+
+
+def _ask_cli(places: Places, command: str, text: str) -> str:
+    """Give what a command of the installed authenticator prints about this text, by the settings in force."""
+    program = places.opt / "current" / LAUNCHER
+    if not program.exists():
+        raise WorkloadError("the authenticator is not installed yet; the unit's status says why")
+    done = _run_cli([str(program)], [command, "--config", str(places.settings)], text)
+    if done.returncode != 0:
+        raise WorkloadError(f"the authenticator cannot tell: {_last_line(done.stderr)}")
+    return done.stdout
 
 
 def _finding(item: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import ops
 import actions
 import apiserver
 import authenticator
+import check_authentication
 import flags
 import horizon
 import kubeconfigs
@@ -64,6 +65,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
         framework.observe(self.on.get_kubeconfig_action, self._on_get_kubeconfig)
         framework.observe(self.on.get_horizon_settings_action, self._on_get_horizon_settings)
+        framework.observe(self.on.check_authentication_action, self._on_check_authentication)
 
     @property
     def place(self) -> apiserver.Place:
@@ -117,6 +119,36 @@ class KubernetesKeystoneCharm(ops.CharmBase):
                 event.load_params(horizon.Wanted),
             ),
         )
+
+    def _on_check_authentication(self, event: ops.ActionEvent) -> None:
+        def checked() -> dict[str, str]:
+            asked = event.load_params(check_authentication.Asked)
+            token = self._token(asked.token_secret, asked.token_file)
+            report = check_authentication.check(self.places, self.place, load(self), token, asked.namespace)
+            if report.failure:
+                event.fail(_told(report.failure))
+            return report.results
+
+        self._act(event, checked)
+
+    def _token(self, secret: str, file: str) -> str:
+        """Give the token that an action is about, which is never a parameter itself."""
+        if bool(secret) == bool(file):
+            raise Blocked(
+                "give either token-secret= (a Juju secret's ID) or token-file= (a path on this unit's machine)"
+            )
+        if file:
+            return check_authentication.of_file(file)
+        if not self.model.juju_version.has_secrets:
+            raise Blocked("token-secret: this Juju has no secrets; write the token to a file of root's (token-file)")
+        try:
+            content = self.model.get_secret(id=secret).get_content(refresh=True)
+        except (ops.SecretNotFoundError, ops.ModelError):
+            raise Blocked(
+                f"token-secret: {secret!r} is no secret that this application may read:"
+                f" juju grant-secret NAME {self.app.name}"
+            ) from None
+        return check_authentication.clean(content.get("token", ""), "token-secret (its key token)")
 
     def _act(self, event: ops.ActionEvent, action: Callable[[], Mapping[str, str | int]]) -> None:
         try:
@@ -280,7 +312,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         return "ready: " + ", ".join(parts)
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception | str) -> str:
     """Give an error's text as a status can hold it: it is an argument of a command, which the system bounds."""
     text = " ".join(str(error).replace("\0", " ").split())
     return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}…"

@@ -19,14 +19,14 @@ import yaml
 
 import apiserver
 import files
+import reach
 from config import CharmConfig, is_loopback
 from errors import Blocked, ConfigError
 from files import Places
 
 MOST_BYTES = 120_000
 """Of a result: Linux takes no longer argument than 128 KiB (MAX_ARG_STRLEN), and that is how Juju is given it."""
-SECONDS = 5.0
-_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+SECONDS = 10.0
 
 
 def _words(value: object) -> object:
@@ -231,7 +231,10 @@ def _problem(url: str, ca: str) -> str:
         try:
             # Whoever asks without a token is told the version, or is refused; both are an API server's answers.
             answer = session.get(
-                f"{url}/version", timeout=SECONDS, allow_redirects=False, verify=pem.name if ca else _BUNDLE
+                f"{url}/version",
+                timeout=SECONDS,
+                allow_redirects=False,
+                verify=reach.authorities(pem.name if ca else ""),
             )
         except requests.exceptions.SSLError:
             return "its certificate is not for that address, or not signed by the CA that is known"

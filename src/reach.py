@@ -59,14 +59,19 @@ def service(option: str, url: str, ca: str) -> None:
     _get(option, "auth-server-ca", url, ca)
 
 
-def _get(option: str, ca_option: str, url: str, ca: str) -> _Answer:
+def authorities(file: str) -> str | bool:
+    """Give what requests verifies a certificate by: a file, or if there is none, what the system trusts."""
     bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    return file or (str(bundle) if bundle.exists() else True)
+
+
+def _get(option: str, ca_option: str, url: str, ca: str) -> _Answer:
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem, requests.Session() as session:
         # No proxy and no .netrc of the environment's: the authenticator uses none either.
         session.trust_env = False
         pem.write(ca)
         pem.flush()
-        verify = pem.name if ca else str(bundle) if bundle.exists() else True
+        verify = authorities(pem.name if ca else "")
         try:
             with session.get(url, timeout=TIMEOUT, allow_redirects=False, verify=verify, stream=True) as answer:
                 # Whoever answers may be anybody: of what does not end, or only trickles, the beginning is enough.

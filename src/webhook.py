@@ -128,6 +128,39 @@ def without_key(text: str) -> str:
     return re.sub(r'(client-key-data: )"[^"]*"', r"\1<not shown>", text)
 
 
+class NoAnswer(Exception):
+    """The endpoint does not answer a review as it should; the text says how that showed."""
+
+
+def ask(kubeconfig: bytes, token: str) -> dict[str, Any]:
+    """Have a token reviewed over a kubeconfig as an API server would; give the review's `status`.
+
+    Raises:
+        NoAnswer: there is none.
+    """
+    document = yaml.safe_load(kubeconfig)
+    cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+    with tempfile.TemporaryDirectory() as scratch, requests.Session() as session:
+        session.trust_env = False
+        for name, data in (
+            ("ca", cluster["certificate-authority-data"]),
+            ("certificate", user["client-certificate-data"]),
+            ("key", user["client-key-data"]),
+        ):
+            Path(scratch, name).write_bytes(base64.b64decode(data))
+        session.verify, session.cert = f"{scratch}/ca", (f"{scratch}/certificate", f"{scratch}/key")
+        try:
+            answer = session.post(cluster["server"], json=body, timeout=30, allow_redirects=False)
+            status = answer.json()["status"]
+            if not isinstance(status, dict):
+                raise TypeError("no status")
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            # The message of requests names the URL; the token is in the body, which no message shows.
+            raise NoAnswer(f"{type(error).__name__}: {error}") from None
+    return status
+
+
 def probe(kubeconfig: bytes, admin_kubeconfig: Path, *, chained: bool, seconds: float = 30) -> None:
     """Have the cluster's own token reviewed over the very kubeconfig that an API server is about to be given.
 
@@ -161,25 +194,10 @@ class _Issued:
 
 def _review(kubeconfig: bytes, token: str, chained: bool, known: bool) -> str:
     """Ask about a token as an API server would; give what stands in the way, nothing if all is well."""
-    document = yaml.safe_load(kubeconfig)
-    cluster, user = document["clusters"][0]["cluster"], document["users"][0]["user"]
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
-    with tempfile.TemporaryDirectory() as scratch, requests.Session() as session:
-        session.trust_env = False
-        for name, data in (
-            ("ca", cluster["certificate-authority-data"]),
-            ("certificate", user["client-certificate-data"]),
-            ("key", user["client-key-data"]),
-        ):
-            Path(scratch, name).write_bytes(base64.b64decode(data))
-        session.verify, session.cert = f"{scratch}/ca", (f"{scratch}/certificate", f"{scratch}/key")
-        try:
-            answer = session.post(cluster["server"], json=body, timeout=30, allow_redirects=False)
-            status: dict[str, Any] = answer.json()["status"]
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-            # The message of requests names the URL; the token is in the body, which no message shows.
-            said = f"{type(error).__name__}: {error}"
-            return f"the authenticator does not answer a review of the cluster's own token ({said})"
+    try:
+        status = ask(kubeconfig, token)
+    except NoAnswer as error:
+        return f"the authenticator does not answer a review of the cluster's own token ({error})"
     if status.get("error") and not known and status["error"].startswith(_CHAINED_SAYS):
         return ""  # it was asked, and has not heard of a token that nobody has
     if status.get("error"):

@@ -124,6 +124,8 @@ class Unit:
         self._config: dict[str, Any] = {}
         self.related = False
         self._data: dict[str, dict[str, str]] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
+        """What `juju grant-secret` gave, by ID."""
         self._actions = 0
         self._model_uuid = str(uuid.uuid4())
 
@@ -343,6 +345,7 @@ class Unit:
             "relations": [] if over or not self.related else relations,
             "status": list(self.status),
             "action": action,
+            "secrets": self.secrets,
             "address": self.machine.address,
         }
         self.machine.write(f"{self._tools}/context.json", json.dumps(context), 0o600)

@@ -197,6 +197,19 @@ def action_get(context: Context, arguments: list[str]) -> None:
     show(value, options.format == "json")
 
 
+def secret_get(context: Context, arguments: list[str]) -> None:
+    """What a secret holds that this application was granted."""
+    made = parser("secret-get", "id", "key?")
+    made.add_argument("--label")
+    for name in ("refresh", "peek"):
+        made.add_argument(f"--{name}", action="store_true")
+    options = made.parse_args(arguments)
+    found = context["secrets"].get(options.id.removeprefix("secret:"))
+    if found is None:
+        fail(f'secret "{options.id}" not found')
+    show(found.get(options.key) if options.key else found, options.format == "json")
+
+
 def action_set(context: Context, arguments: list[str]) -> None:
     """Results of the action, `a.b=value` for nested ones."""
     action(context)
@@ -308,7 +321,7 @@ TOOLS: dict[str, Callable[[Context, list[str]], None]] = {
     "relation-set": relation_set,
     "resource-get": not_there("could not download resource: resource not found"),
     "secret-add": not_there("secrets are not kept by the stand-in"),
-    "secret-get": not_there("secret not found"),
+    "secret-get": secret_get,
     "secret-ids": lambda context, arguments: show([], "--format=json" in arguments),
     "secret-info-get": not_there("secret not found"),
     "state-delete": state_delete,

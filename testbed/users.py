@@ -1,7 +1,6 @@
 """What a researcher has in hands: a kubeconfig that turns an application credential into a Keystone token at each call.
 
-No plug-in is installed for it: kubectl runs `sh` with curl and sed. The credential's secret stands in the environment
-and the request's body on standard input, never in arguments, which every user of a system can read.
+No plug-in is installed for it: it is the flavour `curl` of the action get-kubeconfig, with the credential filled in.
 """
 
 from __future__ import annotations
@@ -12,32 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from testbed import setup
 from testbed.cluster import Cluster
 from testbed.keystone import ApplicationCredential, Keystone
 
-# `sh` may be bash with xtrace in SHELLOPTS, which would print the secret; curl obeys ~/.curlrc unless -q comes first.
-# Keystone lets users choose secrets with any characters, so what goes into JSON is escaped.
-LOGIN = r"""
-{ set +x; } 2>/dev/null
-json() {
-    printf '%s\n' "$1" |
-        sed -e ':join' -e '$!{' -e N -e 'b join' -e '}' -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e "s/$(printf '\t')/\\\\t/g" \
-            -e "s/$(printf '\r')/\\\\r/g" -e 's/\n/\\n/g'
-}
-id=$(json "$OS_APPLICATION_CREDENTIAL_ID") secret=$(json "$OS_APPLICATION_CREDENTIAL_SECRET")
-answer=$(
-    printf '{"auth":{"identity":{"methods":["%s"],"%s":{"id":"%s","secret":"%s"}}}}' \
-        application_credential application_credential "$id" "$secret" |
-        curl -q --silent --show-error --max-time 30 --proto =https --cacert "$OS_CACERT" --dump-header - \
-            --header 'Content-Type: application/json' --data-binary @- "$OS_AUTH_URL/auth/tokens"
-) || exit
-token=$(printf '%s\n' "$answer" | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: *\([A-Za-z0-9_.=-]*\).*/\1/p')
-if [ -z "$token" ]; then
-    printf 'Keystone gives no token: %s\n' "$(printf '%s\n' "$answer" | sed -n '$p')" >&2
-    exit 1
-fi
-printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\n' "$token"
-"""
+LOGINS = setup.HERE.parent / "src" / "kubectl_keystone_auth" / "logins"
 
 
 def kubeconfig(
@@ -65,15 +43,16 @@ def kubeconfig(
     """
     environment = {
         "OS_AUTH_URL": keystone_url,
-        "OS_CACERT": str(keystone_ca),
+        "KEYSTONE_CA": keystone_ca.read_text(),
         "OS_APPLICATION_CREDENTIAL_ID": credential.id,
         "OS_APPLICATION_CREDENTIAL_SECRET": credential.secret,
     }
+    flavour = yaml.safe_load((LOGINS / "flavours.yaml").read_text())["curl"]
     login = {
         "apiVersion": "client.authentication.k8s.io/v1",
-        "interactiveMode": "Never",
-        "command": "/bin/sh",
-        "args": ["-c", LOGIN.lstrip("\n")],
+        "interactiveMode": flavour["interactiveMode"],
+        "command": flavour["command"],
+        "args": [*flavour["args"], (LOGINS / flavour["script"]).read_text()],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
     }
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(server_ca).decode()}

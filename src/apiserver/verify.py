@@ -186,6 +186,28 @@ def _unreached_webhook(session: requests.Session, url: str) -> str:
 def as_admin(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
     """Give a session that speaks as the administrator, and the URL. What goes wrong in it is `Unverified`."""
     admin = Admin.load(layout.admin_kubeconfig)
+    with (
+        _session(layout, admin) as (session, url),
+        tempfile.TemporaryDirectory(prefix="kubernetes-keystone-") as folder,
+    ):
+        if admin.token:
+            session.headers["Authorization"] = f"Bearer {admin.token}"
+        if admin.certificate and admin.key:
+            session.cert = (_file(folder, "certificate", admin.certificate), _file(folder, "key", admin.key))
+        yield session, url
+
+
+@contextlib.contextmanager
+def as_bearer(layout: Layout, token: str) -> Iterator[tuple[requests.Session, str]]:
+    """Give a session that speaks as the holder of a token, and the URL; otherwise as `as_admin`."""
+    with _session(layout, Admin.load(layout.admin_kubeconfig)) as (session, url):
+        session.headers["Authorization"] = f"Bearer {token}"
+        yield session, url
+
+
+@contextlib.contextmanager
+def _session(layout: Layout, admin: Admin) -> Iterator[tuple[requests.Session, str]]:
+    """Give a session with nobody's credentials that trusts the administrator's CA, and this machine's own URL."""
     try:
         host, port = local_address(ways.of(layout).read())
     except OSError as error:
@@ -196,10 +218,6 @@ def as_admin(layout: Layout) -> Iterator[tuple[requests.Session, str]]:
         session.trust_env = False  # no proxy between this machine and itself
         session.mount("https://", _Adapter(admin.host))
         session.verify = _file(folder, "ca", admin.ca)
-        if admin.token:
-            session.headers["Authorization"] = f"Bearer {admin.token}"
-        if admin.certificate and admin.key:
-            session.cert = (_file(folder, "certificate", admin.certificate), _file(folder, "key", admin.key))
         try:
             yield session, f"https://{host}:{port}"
         except requests.RequestException as error:

@@ -36,12 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
         "explain", help="say which item of the policy decides a request (JSON on standard input)"
     )
     explain.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in JSON")
+    identify = commands.add_parser(
+        "identify", help="ask Keystone itself whose a token is (on standard input), past all caches"
+    )
+    identify.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in JSON")
     options = parser.parse_args(arguments)
     try:
         if options.command == "serve":
             return _serve(options.config)
         if options.command == "validate-policy":
             return _validate(options.file, options.upstream_compatible)
+        if options.command == "identify":
+            return _identify(options.config)
         return _explain(options.config)
     except (SettingsError, _UsageError) as error:
         print(f"keystone-authenticator: {error}", file=sys.stderr)
@@ -315,6 +321,18 @@ def _left_out(items: Sequence[Mapping[str, Any]], question: _Question) -> str:
                 f"; no {key.replace('_', '-')} was given, and an item names a {kind} by {'ID' if by_its_id else 'name'}"
             )
     return told
+
+
+def _identify(config: Path) -> int:
+    # Not needed, and dear, for the other commands.
+    from keystone_authenticator.identify import identify
+
+    found, _ = settings.load(config)
+    token = sys.stdin.buffer.read().decode("ascii", "replace").strip()
+    if not token:
+        raise _UsageError("there is no token on standard input")
+    _print(asyncio.run(identify(found, token)))
+    return 0
 
 
 def _explain(config: Path) -> int:

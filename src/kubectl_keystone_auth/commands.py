@@ -30,7 +30,8 @@ As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMA
   login               log in now and keep the token
   logout              forget the token, and have Keystone revoke it; --all: all that are kept
   whoami              who the login is to Keystone, and to the cluster
-  kubeconfig          write a context that logs in like this, or put it into the file that kubectl uses
+  kubeconfig          write a context that logs in like this, or put it into the file that kubectl uses; Keystone and
+                      the cluster are those of the current context where nothing else is said
       --server URL --certificate-authority FILE   the cluster; else that of the current context
       --context NAME, --namespace NAME, --use     its name, its namespace; make it the current one
       --output FILE                               a file of its own (- prints it)
@@ -350,6 +351,11 @@ def _kubeconfig(arguments: list[str]) -> None:
         if found is None:
             raise BadInput("missing: --server, the API server's URL (there is no current context to take it from)")
         entry = found
+    if not options.get("auth_url", "cloud"):
+        # The operators' file, without a credential, is the current context: Keystone is the one that it means.
+        with contextlib.suppress(PluginError):
+            users = kubeconfig.current(words.one("kubeconfig")).get("users") or [{}]
+            options.given = {**flavours.keystone(users[0].get("user") or {}), **options.given}
     conversation = Conversation(options.verbose, options.secrets())
     # What is written has been tried.
     token = log_in(options, terminal.present(), conversation)
@@ -478,6 +484,8 @@ def _as_login(options: Options) -> Any:
     environment: Mapping[str, str] = {}
     if options.auth_type == CREDENTIAL:
         environment = {"OS_APPLICATION_CREDENTIAL_SECRET": options.get("application_credential_secret")}
+    if options.get("ca_data") and not options.get("cacert"):
+        environment = {**environment, "KEYSTONE_CA": options.get("ca_data")}
     return Login(words(flags), environment)
 
 

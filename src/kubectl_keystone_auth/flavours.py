@@ -154,6 +154,17 @@ def login(view_user: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(flags), {name: found[name] for name in (SECRET, "KEYSTONE_CA") if name in found}
 
 
+def keystone(view_user: Mapping[str, Any]) -> dict[str, str]:
+    """Give what a user of ours says of Keystone, its URL and its CA, whether or not a credential is there."""
+    exec_section = view_user.get("exec") or {}
+    listed = [one for one in exec_section.get("env") or [] if isinstance(one, dict)]
+    found = {str(one.get("name")): str(one.get("value")) for one in listed}
+    words = [str(word) for word in exec_section.get("args") or []]
+    url = next((word.partition("=")[2] for word in words if word.startswith("--keystone-url=")), "")
+    given = {"auth_url": url or found.get("OS_AUTH_URL", ""), "ca_data": found.get("KEYSTONE_CA", "")}
+    return {name: value for name, value in given.items() if value} if url or marked(view_user) else {}
+
+
 def marked(view_user: Mapping[str, Any]) -> bool:
     """Whether a kubeconfig's user was written by `user` or by the charm."""
     listed = view_user.get("extensions") or []

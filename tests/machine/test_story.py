@@ -213,6 +213,54 @@ def test_actions_tell_what_is_in_force(story: Story) -> None:
     assert "PRIVATE KEY" not in str(settings.results)
 
 
+def test_operators_hand_out_a_file_that_works_as_it_is(story: Story) -> None:
+    unit, cluster, machine = story.stage.unit, story.stage.cluster, story.stage.machine
+    credential = story.stage.keystone.application_credential(story.alice, story.demo)
+    admin = machine.read("/root/.kube/config")
+    for content, found in (
+        (admin, "the administrator's kubeconfig /root/.kube/config"),
+        # What the control-plane charm writes, which is of no use elsewhere.
+        (admin.replace(cluster.server.encode(), b"https://127.0.0.1:6443"), "the API server's --advertise-address"),
+    ):
+        machine.write("/root/.kube/config", content, 0o600)
+        given = unit.run_action("get-kubeconfig", flavour="curl", projects="demo", namespace="default")
+        assert (given.status, given.message) == ("completed", "")
+        assert given.results["found"] == found
+        assert given.results["server"] == cluster.server
+    path = cluster.folder / "handed-out"
+    path.write_text(given.results["kubeconfig"].replace("          #- name", "          - name"))
+    for value in (credential.id, credential.secret):
+        filled = path.read_text().replace('          #  value: ""', f'            value: "{value}"', 1)
+        path.write_text(filled)
+    assert cluster.kubectl("get", "pods", "-o", "name", kubeconfig=path).stdout == "pod/web\n"
+    machine.write("/root/.kube/config", admin, 0o600)
+
+
+def test_a_token_is_followed_through_its_whole_way(story: Story) -> None:
+    unit, machine, keystone = story.stage.unit, story.stage.machine, story.stage.keystone
+    place, token = "/root/token", keystone.token(story.alice, story.demo)
+    machine.write(place, f"{token}\n", 0o600)
+    unit.secrets["cs1"] = {"token": token}
+    for source in ({"token_file": place}, {"token_secret": "secret:cs1"}):
+        checked = unit.run_action("check-authentication", **source)
+        assert (checked.status, checked.message) == ("completed", "")
+        assert checked.results["user"] == "keystone:alice"
+        assert "list pods: yes" in checked.results["may"]
+        assert "create pods/exec: no" in checked.results["may"]
+        assert token not in str(checked)
+    # The cluster's own: chained, and not shown to Keystone (a test below looks at what Keystone saw).
+    machine.write(place, story.stage.cluster.tokens["admin"].token, 0o600)
+    checked = unit.run_action("check-authentication", token_file=place)
+    assert checked.results["chain"] == "ok: the cluster's own token webhook, behind ours, knows it"
+    assert (checked.results["user"], checked.results["groups"].splitlines()[0]) == ("admin", "system:masters")
+    machine.write(place, keystone.token(story.alice), 0o600)
+    checked = unit.run_action("check-authentication", token_file=place)
+    assert (checked.status, "stopped at keystone" in checked.message) == ("failed", True)
+    machine.write(place, token, 0o644)
+    assert "is not root's alone" in unit.run_action("check-authentication", token_file=place).message
+    machine.run("rm", place)
+
+
 def test_a_second_reconcile_changes_nothing_and_restarts_nothing(story: Story) -> None:
     places = "/etc/kubernetes-keystone /opt/kubernetes-keystone /var/lib/kubernetes-keystone /etc/systemd /var/snap"
     look = f"find {places} -xdev -not -path '/var/snap/etcd*' -printf '%p %i %T@ %C@\\n' | sort"

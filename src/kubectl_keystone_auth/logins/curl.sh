@@ -1,6 +1,6 @@
 # Logs in to Keystone with an application credential and prints an ExecCredential for kubectl. It needs sh and curl.
 # Nothing counts that a shell may bring along: tracing, functions, curl's own files, proxies. No secret is in arguments.
-{ set +vxeua && set -f && unset -f command printf read; } 2>/dev/null
+{ set +vxeua && set -f && unset -f command curl cat printf read; } 2>/dev/null
 LC_ALL=C IFS=' ' PATH=/usr/bin:/bin:${PATH-}
 unset SSLKEYLOGFILE
 umask 077
@@ -41,6 +41,7 @@ https://*) scheme=https ;;
 http://*) scheme=http ;;
 *) end 2 'OS_AUTH_URL in the kubeconfig is no https:// URL' ;;
 esac
+command -v curl >/dev/null || end 2 'there is no curl'
 quote "$id"
 body='{"auth":{"identity":{"methods":["application_credential"],"application_credential":{"id":'$quoted
 quote "$secret"
@@ -62,7 +63,6 @@ case $? in
 28) end 5 "$url does not answer in time" ;;
 35 | 60) end 6 "the certificate of $url is not trusted, or there is no TLS there" ;;
 77) end 6 'the CA in the kubeconfig (KEYSTONE_CA) cannot be read' ;;
-126 | 127) end 2 'there is no curl' ;;
 *) end 5 "curl gets no answer from $url" ;;
 esac
 

@@ -1,6 +1,6 @@
 # Has the openstack client get a token and prints an ExecCredential for kubectl. It needs sh and openstack.
 # Who logs in is the client's affair: a cloud of clouds.yaml (OS_CLOUD), or OS_… variables.
-{ set +vxeua && set -f && unset -f command openstack printf read; } 2>/dev/null
+{ set +vxeua && set -f && unset -f command openstack cat printf read; } 2>/dev/null
 
 end() {
     printf 'login at Keystone: %s\n' "$2" >&2
@@ -19,12 +19,9 @@ elif [ "${OS_AUTH_TYPE-}" = v3applicationcredential ]; then
     unset $others
 fi
 
-said=$(command openstack token issue -f shell -c expires -c id -c project_id)
-case $? in
-0) ;;
-126 | 127) end 2 'there is no openstack client on the PATH' ;;
-*) end 3 'openstack token issue gives no token' ;;
-esac
+command -v openstack >/dev/null || end 2 'there is no openstack client on the PATH'
+said=$(command openstack token issue -f shell -c expires -c id -c project_id) ||
+    end 3 'openstack token issue gives no token'
 token='' project='' ends=''
 while IFS= read -r line; do
     value=${line#*\"} value=${value%\"*}

@@ -73,6 +73,10 @@ if command == "validate-policy":
     print(json.dumps(dict(valid=not errors, rules=len(items or []), errors=errors, warnings=warnings,
                           policy=None if errors else items)))
     sys.exit(1 if errors else 0)
+if command == "identify":
+    token = sys.stdin.read()
+    seen = str(token in str(sys.argv))
+    print(json.dumps(dict(verdict="refused", reason=" ".join(["over:", str(len(token)), token, seen]))))
 if command == "explain":
     request = json.load(sys.stdin)
     allowed = "member" in request["roles"]

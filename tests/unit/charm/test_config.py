@@ -93,7 +93,7 @@ def test_http_to_keystone_is_taken_when_it_is_asked_for_and_remembered(options):
     assert not options(keystone_url="http://127.0.0.1:5000").keystone_in_clear
 
 
-@pytest.mark.parametrize("option", ["keystone_ca", "auth_server_ca"])
+@pytest.mark.parametrize("option", ["keystone_ca", "auth_server_ca", "kubernetes_ca"])
 def test_a_ca_is_taken_as_pem_and_as_base64_of_pem(options, pem, option):
     encoded = base64.encodebytes(pem.encode()).decode()
 
@@ -170,6 +170,9 @@ def test_a_service_for_access_reviews_is_asked_without_a_policy(options):
         ({"token_cache_ttl": 3601}, "token-cache-ttl", "less than or equal to 3600"),
         ({"outage_grace": -1}, "outage-grace", "greater than or equal to 0"),
         ({"outage_grace": 86401}, "outage-grace", "less than or equal to 86400"),
+        ({"kubernetes_url": "http://k.example:6443"}, "kubernetes-url", "begins with https://"),
+        ({"kubernetes_url": "https://127.0.0.1:6443"}, "kubernetes-url", "no user's kubectl reaches"),
+        ({"kubernetes_url": "https://k.example:6443/?a=b"}, "kubernetes-url", "has more than a path"),
         ({"log_level": "loud"}, "log-level", "'debug', 'info', 'warning' or 'error'"),
         ({"api_server": "k3s"}, "api-server", "use auto, charmed, canonical, microk8s, static-pod or manual"),
     ],

@@ -1,0 +1,121 @@
+"""Where check-authentication takes its token from, and that it is nowhere afterwards. Its way: functional tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import ops.testing
+import pytest
+
+TOKEN = "gAAAAABnotarealtoken"
+
+
+def kept(unit, machine) -> str:
+    """Everything that was said or written."""
+    written = [path.read_bytes().decode("latin-1") for path in machine.places.root.rglob("*") if path.is_file()]
+    return "\n".join([unit.log, json.dumps(unit.context.action_results), *unit.history, *written])
+
+
+def put(path: Path, content: str = f"{TOKEN}\n", mode: int = 0o600) -> str:
+    path.write_text(content)
+    path.chmod(mode)
+    return str(path)
+
+
+def told(unit, **parameters: str) -> str:
+    """The action's failure; the stand-in for the authenticator has Keystone refuse every token."""
+    with pytest.raises(ops.testing.ActionFailed) as raised:
+        unit.action("check-authentication", **parameters)
+    assert TOKEN not in raised.value.message
+    return raised.value.message
+
+
+@pytest.fixture
+def ready(unit):
+    unit.run()
+    return unit
+
+
+def test_a_token_in_a_file_of_roots_is_taken_and_found_nowhere_afterwards(ready, machine, tmp_path):
+    said = told(ready, token_file=put(tmp_path / "token"))
+
+    assert said.startswith("stopped at keystone: Keystone, or what counts of its answer, says no: over: 20 … False.")
+    assert set(ready.context.action_results) == {"keystone"}
+    assert TOKEN not in kept(ready, machine)
+
+
+def test_a_token_in_a_secret_is_taken_and_found_nowhere_afterwards(ready, machine):
+    secret = ops.testing.Secret(tracked_content={"token": "old"}, latest_content={"token": f"{TOKEN}\n"})
+    ready.state = dataclasses.replace(ready.state, secrets={secret})
+
+    assert told(ready, token_secret=secret.id).startswith("stopped at keystone: ")
+    assert TOKEN not in kept(ready, machine)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [({"tok": "x"}, "token-secret (its key token): holds no token"), (None, "is no secret that this application may")],
+)
+def test_a_secret_that_is_of_no_use_is_named(ready, content, complaint):
+    identifier = "secret:abcdefghijklmnopqrst"
+    if content is not None:
+        secret = ops.testing.Secret(tracked_content=content)
+        ready.state = dataclasses.replace(ready.state, secrets={secret})
+        identifier = secret.id
+
+    assert complaint in told(ready, token_secret=identifier)
+
+
+def test_without_secrets_in_juju_a_file_is_asked_for(unit):
+    unit.run()
+    unit.context.juju_version = "2.9.50"
+    with pytest.raises(ops.testing.ActionFailed, match="this Juju has no secrets"):
+        unit.action("check-authentication", token_secret="secret:abc")
+
+
+@pytest.mark.parametrize("parameters", [{}, {"token_file": "/x", "token_secret": "secret:x"}])
+def test_one_source_is_needed(ready, parameters):
+    assert "give either token-secret" in told(ready, **parameters)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o611])
+def test_a_file_that_others_can_use_is_refused(ready, tmp_path, mode):
+    said = told(ready, token_file=put(tmp_path / "token", mode=mode))
+    assert f"is not root's alone (its mode is {mode:04o})" in said
+
+
+def test_a_file_of_somebody_elses_is_refused(ready, tmp_path, monkeypatch):
+    path = put(tmp_path / "token")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ops.testing.ActionFailed, match="is not root's alone"):
+        ready.action("check-authentication", token_file=path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(ready, tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    put(tmp_path / "token")
+    (tmp_path / "link").symlink_to(tmp_path / "token")
+    for name, complaint in (
+        ("pipe", "is no file"),
+        (".", "is no file"),
+        ("link", "cannot be read"),
+        ("nowhere", "No such file"),
+    ):
+        assert complaint in told(ready, token_file=str(tmp_path / name))
+    assert "does not begin at the root" in told(ready, token_file="token")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "t\x00k", "t\u00f6k", "x" * 70_000])
+def test_what_is_no_token_is_refused(ready, tmp_path, content):
+    assert "holds no token" in told(ready, token_file=put(tmp_path / "token", content))
+
+
+def test_a_namespace_that_is_none_is_named(ready, tmp_path):
+    assert "namespace: 'A/b' is not" in told(ready, token_file=put(tmp_path / "token"), namespace="A/b")
+
+
+def test_before_anything_is_installed_it_says_so(unit, tmp_path):
+    assert "is not installed yet" in told(unit, token_file=put(tmp_path / "token"))
