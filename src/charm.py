@@ -19,6 +19,7 @@ import authenticator
 import check_authentication
 import flags
 import horizon
+import keystone_charm
 import kubeconfigs
 import owner
 import reach
@@ -44,7 +45,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._verdict: ops.StatusBase | None = None
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
-        relation = self.on[RELATION]
+        relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -55,6 +56,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             relation.relation_joined,
             relation.relation_changed,
             relation.relation_broken,
+            keystone.relation_created,
+            keystone.relation_joined,
+            keystone.relation_changed,
+            keystone.relation_departed,
+            keystone.relation_broken,
         ):
             framework.observe(event, self._on_any_event)
         for event in (self.on.stop, self.on.remove):
@@ -90,21 +96,21 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             event.add_status(self._verdict)
 
     def _on_reload_policy(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.reload_policy(self.places, load(self)))
+        self._act(event, lambda: actions.reload_policy(self.places, self._config()))
 
     def _on_check_access(self, event: ops.ActionEvent) -> None:
         self._act(event, lambda: actions.check_access(self.places, event.load_params(actions.Access)))
 
     def _on_show_webhook_config(self, event: ops.ActionEvent) -> None:
-        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, load(self)))
+        self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config()))
 
     def _on_get_kubeconfig(self, event: ops.ActionEvent) -> None:
         self._act(
             event,
             lambda: kubeconfigs.make(
                 self.places,
-                actions.layout_at_hand(self.place, load(self)),
-                load(self),
+                actions.layout_at_hand(self.place, self._config()),
+                self._config(),
                 event.load_params(kubeconfigs.Wanted),
             ),
         )
@@ -114,8 +120,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             event,
             lambda: horizon.make(
                 self.places,
-                actions.layout_at_hand(self.place, load(self)),
-                load(self),
+                actions.layout_at_hand(self.place, self._config()),
+                self._config(),
                 event.load_params(horizon.Wanted),
             ),
         )
@@ -124,7 +130,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         def checked() -> dict[str, str]:
             asked = event.load_params(check_authentication.Asked)
             token = self._token(asked.token_secret, asked.token_file)
-            report = check_authentication.check(self.places, self.place, load(self), token, asked.namespace)
+            report = check_authentication.check(self.places, self.place, self._config(), token, asked.namespace)
             if report.failure:
                 event.fail(_told(report.failure))
             return report.results
@@ -178,6 +184,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             logger.error("blocked: %s", error)
             return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
 
+    def _config(self) -> CharmConfig:
+        return load(self, keystone_charm.related(self.model, authenticator.in_force(self.places).keystone_url))
+
     def _announce(self, message: str) -> None:
         logger.info(message)
         self.unit.status = ops.MaintenanceStatus(message)
@@ -185,7 +194,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
     def _bring_into_force(self) -> ops.StatusBase:
         """Bring the machine to what the options say. What can be refused is looked at before any change."""
         owner.check(self.places, self.unit.name)
-        config = load(self)
+        config = self._config()
         policy = authenticator.validate_policy(self.places, config) if config.policy.strip() else None
         for warning in actions.shortened(policy.warnings) if policy else ():
             logger.warning("policy: %s", warning)
@@ -302,6 +311,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("access reviews go to authz-server-url")
         else:
             parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
+        if config.keystone_overridden:
+            parts.append("keystone-url wins over keystone-credentials")
         if config.names_upstream_way:
             parts.append("upstream-compatible names")
         record = upstream.recorded(self.places) if config.k8s_keystone_auth_url else None

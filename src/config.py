@@ -17,7 +17,8 @@ import ops
 import pydantic
 from cryptography import x509
 
-from errors import ConfigError
+from errors import ConfigError, Waiting
+from keystone_charm import Related
 
 DEFAULT_ENDPOINT = "https://127.0.0.1:8443/webhook"
 PRIVATE_PORT = 8444
@@ -143,6 +144,13 @@ def _users_url(value: str) -> str:
     return value
 
 
+def _ca_of_related(value: str, info: pydantic.ValidationInfo) -> str:
+    """Take the CA from where the URL is taken, unless the option says otherwise."""
+    related: Related | None = info.data.get("related_keystone")
+    from_relation = related is not None and info.data.get("keystone_url") == related.url
+    return related.ca if related is not None and from_relation and not value.strip() else value
+
+
 Pem = Annotated[str, pydantic.AfterValidator(_pem)]
 UsersUrl = Annotated[str, pydantic.AfterValidator(_users_url)]
 ServerUrl = Annotated[str, pydantic.AfterValidator(_server_url)]
@@ -152,8 +160,10 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     """The options as the rest of the charm sees them."""
 
     keystone_insecure: bool = False
+    related_keystone: Related | None = None
+    """No option: what Keystone's charm says, which counts where keystone-url is empty."""
     keystone_url: str = ""
-    keystone_ca: Pem = ""
+    keystone_ca: Annotated[str, pydantic.BeforeValidator(_ca_of_related), pydantic.AfterValidator(_pem)] = ""
     k8s_keystone_auth_url: str = ""
     k8s_keystone_auth_sha256: str = ""
     authn_server_url: ServerUrl = ""
@@ -173,8 +183,16 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     @classmethod
     def _check_keystone_url(cls, value: str, info: pydantic.ValidationInfo) -> str:
         value = value.strip()
+        related: Related | None = info.data.get("related_keystone")
+        if not value and related is not None:
+            if not related.url:
+                raise Waiting("Keystone's charm has not said yet where Keystone is (keystone-credentials)")
+            value = related.url
         if not value:
-            raise ValueError("is not set; juju config kubernetes-keystone keystone-url=https://HOST:5000/v3")
+            raise ValueError(
+                "is not set; juju config kubernetes-keystone keystone-url=https://HOST:5000/v3,"
+                " or juju integrate keystone:identity-credentials kubernetes-keystone"
+            )
         url = _url(value, ("https", "http"))
         if url.scheme == "http" and not _is_loopback(url.hostname) and not info.data.get("keystone_insecure"):
             raise ValueError(f"{_shown(value)} would send tokens in clear: use https://, or set keystone-insecure=true")
@@ -278,20 +296,30 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
         return bool(self.policy.strip()) or self.authorization_service is not None
 
     @property
+    def keystone_overridden(self) -> bool:
+        """Whether Keystone's charm names another place than the option, which wins."""
+        return self.related_keystone is not None and self.related_keystone.url not in {"", self.keystone_url}
+
+    @property
     def keystone_in_clear(self) -> bool:
         """Whether tokens cross a network unencrypted, which the status has to keep saying."""
         url = urlsplit(self.keystone_url)
         return url.scheme == "http" and not _is_loopback(url.hostname)
 
 
-def load(charm: ops.CharmBase) -> CharmConfig:
+def load(charm: ops.CharmBase, related_keystone: Related | None = None) -> CharmConfig:
     """Read and check all options.
+
+    Args:
+        charm: whose options.
+        related_keystone: what Keystone's charm says, which counts where keystone-url is empty.
 
     Raises:
         ConfigError: the first option that cannot be used, and how many more there are.
+        Waiting: keystone-url is empty, and Keystone's charm has not said anything yet.
     """
     try:
-        return charm.load_config(CharmConfig)
+        return charm.load_config(CharmConfig, related_keystone=related_keystone)
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         option = str(found[0]["loc"][0]).replace("_", "-") if found[0]["loc"] else "config"
