@@ -26,6 +26,7 @@ try:
     import cluster_user
     import files
     import flags
+    import horizon
     import keystone_charm
     import kubeconfigs
     import observability
@@ -87,6 +88,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         framework.observe(self.on.check_access_action, self._on_check_access)
         framework.observe(self.on.show_webhook_config_action, self._on_show_webhook_config)
         framework.observe(self.on.get_kubeconfig_action, self._on_get_kubeconfig)
+        framework.observe(self.on.get_horizon_settings_action, self._on_get_horizon_settings)
         framework.observe(self.on.check_authentication_action, self._on_check_authentication)
         framework.observe(self.on.sync_action, self._on_sync)
 
@@ -143,6 +145,17 @@ class KubernetesKeystoneCharm(ops.CharmBase):
                 actions.layout_at_hand(self.place, self._config()),
                 self._config(),
                 event.load_params(kubeconfigs.Wanted),
+            ),
+        )
+
+    def _on_get_horizon_settings(self, event: ops.ActionEvent) -> None:
+        self._act(
+            event,
+            lambda: horizon.make(
+                self.places,
+                actions.layout_at_hand(self.place, self._config()),
+                self._config(),
+                event.load_params(horizon.Wanted),
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Builds what the test bed runs into the cache: Keystone, kube-apiserver, kubectl, etcd, the machine's image.
+"""Builds what the test bed runs into the cache: Keystone, Horizon, kube-apiserver, kubectl, etcd, the machine's image.
 
 Each part is a function that gives the folder it lies in, and makes it the first time. Package registries are all that
 is asked (Python's, Go's, the system's own); no release downloads. `python3 -m testbed setup` makes all of them at once.
@@ -7,6 +7,7 @@ is asked (Python's, Go's, the system's own); no release downloads. `python3 -m t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -64,7 +65,12 @@ def _digest(*parts: str | bytes) -> str:
 
 def keystone() -> Path:
     """Give the virtual environment that Keystone runs from."""
-    requirements = BUILDS / "keystone" / "requirements.txt"
+    return _environment("keystone", "Keystone", "half a minute")
+
+
+def _environment(build: str, what: str, takes: str) -> Path:
+    """Give a virtual environment with what a build's `requirements.txt` pins."""
+    requirements = BUILDS / build / "requirements.txt"
 
     def make(folder: Path) -> None:
         if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
@@ -74,8 +80,8 @@ def keystone() -> Path:
         call([*pip, "-r", requirements], NETWORK_HINT)
 
     version = platform.python_version()
-    name = f"keystone-venv-py{version}-{_digest(requirements.read_bytes())}"
-    return cache.artefact(name, "Keystone", "half a minute", make)
+    name = f"{build}-venv-py{version}-{_digest(requirements.read_bytes())}"
+    return cache.artefact(name, what, takes, make)
 
 
 def keystone_template() -> Path:
@@ -101,6 +107,37 @@ def keystone_template() -> Path:
 
     name = f"keystone-template-{_digest(str(venv), configuration)}"
     return cache.artefact(name, "Keystone's database", "half a minute", make)
+
+
+# --- Horizon
+
+
+def horizon() -> Path:
+    """Give the virtual environment that Horizon runs from."""
+    return _environment("horizon", "Horizon", "half a minute")
+
+
+def horizon_template() -> Path:
+    """Give a Horizon to copy: its package `openstack_dashboard`, and the compiled `static` files of all copies."""
+    venv, settings = horizon(), BUILDS / "horizon" / "local_settings.py"
+
+    def make(folder: Path) -> None:
+        (package,) = venv.glob("lib/*/site-packages/openstack_dashboard")
+        shutil.copytree(package, folder / package.name, copy_function=os.link)
+        shutil.copy(settings, folder / package.name / "local")
+        environment = {
+            "PYTHONPATH": str(folder),
+            "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings",
+            "TESTBED_SECRET_KEY": "unused",
+            "TESTBED_KEYSTONE_URL": "https://set.by.the.test.bed/v3",
+            "TESTBED_KEYSTONE_CA": "",
+            "TESTBED_STATIC_ROOT": str(folder / "static"),
+        }
+        for words in (("collectstatic", "--noinput"), ("compress", "--force")):
+            call([venv / "bin" / "django-admin", *words, "--verbosity=0"], NETWORK_HINT, env=environment)
+
+    name = f"horizon-template-{_digest(str(venv), settings.read_bytes())}"
+    return cache.artefact(name, "Horizon's styles", "half a minute", make)
 
 
 # --- Kubernetes
@@ -250,6 +287,33 @@ def benchmark_program(name: str) -> Path:
     return folder / name
 
 
+# --- a browser
+
+
+def chromium() -> Path:
+    """Give Chromium's program, for `testbed.browser`: one that is installed, or the system's package.
+
+    Ubuntu's package is a snap, which needs a snapd that runs: there it is Playwright's own build, the one thing here
+    that comes from no package registry.
+    """
+    names = ("chromium", "google-chrome", "google-chrome-stable")
+    for found in filter(None, map(shutil.which, names)):
+        if Path(found).resolve().name != "snap":
+            return Path(found)
+    if platform.freedesktop_os_release().get("ID") == "debian":
+        say("Chromium comes as a package of about 80 MB, 300 MB installed")
+        apt("chromium", "fonts-dejavu-core")
+        return Path("/usr/bin/chromium")
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "playwright", "install", "--with-deps", "chromium"]
+        call(command, NETWORK_HINT, env={"PLAYWRIGHT_BROWSERS_PATH": str(folder)})
+
+    version = importlib.metadata.version("playwright")
+    folder = cache.artefact(f"chromium-playwright-{version}", "Chromium", "a minute", make)
+    return next(folder.glob("chromium-*/chrome-linux*/chrome"))
+
+
 # --- the machine
 
 
@@ -287,7 +351,7 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
-PARTS = (keystone_template, etcd, kubernetes, machine_image)
+PARTS = (keystone_template, horizon_template, etcd, kubernetes, machine_image, chromium)
 
 
 def everything() -> None:

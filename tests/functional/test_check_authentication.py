@@ -27,7 +27,7 @@ from testbed.apiserver import ApiServer
 from testbed.certificates import Authority
 from testbed.keystone import Keystone, Project, User
 from testbed.processes import free_port
-from tests.functional.test_plugin_kubectl import PROJECT
+from tests.functional.conftest import PROJECT
 
 pytestmark = pytest.mark.functional
 

@@ -31,11 +31,12 @@ from testbed import setup
 from testbed.certificates import Authority
 from testbed.keystone import ApplicationCredential
 from tests.functional import test_plugin_kubectl as with_plugin
-from tests.functional.test_plugin_kubectl import PROJECT, Cluster, Person
+from tests.functional.conftest import PROJECT
+from tests.functional.test_plugin_kubectl import Cluster, Person
 
 pytestmark = pytest.mark.functional
 
-cluster, installed, person = with_plugin.cluster, with_plugin.installed, with_plugin.person
+cluster, person = with_plugin.cluster, with_plugin.person
 SHELLS = {
     "dash": ["/usr/bin/dash"],
     "bash as sh": ["/usr/bin/bash", "--posix"],

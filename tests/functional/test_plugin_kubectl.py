@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.metadata
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,20 +24,8 @@ from tests.unit.plugin.support import Plugin, Terminal
 
 pytestmark = pytest.mark.functional
 
-PROJECT = Path(__file__).resolve().parents[2]
 RBAC = "rbac.authorization.k8s.io"
 LOGGED_OUT = ("You must be logged in", "Unauthorized", "provide credentials")
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the programs that pip makes in a fresh environment; without what other logins need."""
-    folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
-    yaml_too = f"pyyaml=={importlib.metadata.version('pyyaml')}"
-    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT, yaml_too], check=True)
-    return folder / "bin"
 
 
 @dataclass

@@ -210,6 +210,10 @@ def test_actions_tell_what_is_in_force(story: Story) -> None:
     shown = unit.run_action("show-webhook-config")
     assert "--authorization-mode=Webhook" in shown.results["flags"]
     assert "PRIVATE KEY" not in str(shown.results)
+    settings = unit.run_action("get-horizon-settings", flavour="curl")
+    assert settings.status == "completed", settings.message
+    compile(settings.results["settings"], settings.results["file"], "exec")
+    assert "PRIVATE KEY" not in str(settings.results)
 
 
 def test_operators_hand_out_a_file_that_works_as_it_is(story: Story) -> None:
