@@ -1,6 +1,6 @@
 """`python3 -m testbed …`: make the parts, stand them up to try things by hand, clean up.
 
-    setup    build what is missing into the cache: Keystone, etcd, kube-apiserver, kubectl, the machine's image
+    setup    build what is missing: Keystone, etcd, kube-apiserver, kubectl, the machine's image; install Chromium
     demo     the main job from end to end, told step by step
     up       a control plane, a Keystone and the packed charm, with a prompt that takes the place of `juju`
     clean    remove what a killed run left behind

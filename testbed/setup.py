@@ -7,6 +7,7 @@ is asked (Python's, Go's, the system's own); no release downloads. `python3 -m t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -210,6 +211,33 @@ def benchmark_program(name: str) -> Path:
     return folder / name
 
 
+# --- a browser
+
+
+def chromium() -> Path:
+    """Give Chromium's program, for `testbed.browser`: one that is installed, or the system's package.
+
+    Ubuntu's package is a snap, which needs a snapd that runs: there it is Playwright's own build, the one thing here
+    that comes from no package registry.
+    """
+    names = ("chromium", "google-chrome", "google-chrome-stable")
+    for found in filter(None, map(shutil.which, names)):
+        if Path(found).resolve().name != "snap":
+            return Path(found)
+    if platform.freedesktop_os_release().get("ID") == "debian":
+        say("Chromium comes as a package of about 80 MB, 300 MB installed")
+        apt("chromium", "fonts-dejavu-core")
+        return Path("/usr/bin/chromium")
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "playwright", "install", "--with-deps", "chromium"]
+        call(command, NETWORK_HINT, env={"PLAYWRIGHT_BROWSERS_PATH": str(folder)})
+
+    version = importlib.metadata.version("playwright")
+    folder = cache.artefact(f"chromium-playwright-{version}", "Chromium", "a minute", make)
+    return next(folder.glob("chromium-*/chrome-linux*/chrome"))
+
+
 # --- the machine
 
 
@@ -247,7 +275,7 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
-PARTS = (keystone_template, etcd, kubernetes, machine_image)
+PARTS = (keystone_template, etcd, kubernetes, machine_image, chromium)
 
 
 def everything() -> None:
