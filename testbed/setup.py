@@ -66,16 +66,17 @@ def keystone() -> Path:
     """Give the virtual environment that Keystone runs from."""
     requirements = BUILDS / "keystone" / "requirements.txt"
 
-    def make(folder: Path) -> None:
-        if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
-            apt("python3-venv")
-        call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
-        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
-        call([*pip, "-r", requirements], NETWORK_HINT)
+    name = f"keystone-venv-py{platform.python_version()}-{_digest(requirements.read_bytes())}"
+    return cache.artefact(name, "Keystone", "half a minute", lambda folder: _environment(folder, requirements))
 
-    version = platform.python_version()
-    name = f"keystone-venv-py{version}-{_digest(requirements.read_bytes())}"
-    return cache.artefact(name, "Keystone", "half a minute", make)
+
+def _environment(folder: Path, requirements: Path) -> None:
+    """Make a virtual environment of this Python's."""
+    if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
+        apt("python3-venv")
+    call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
+    pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    call([*pip, "-r", requirements], NETWORK_HINT)
 
 
 def keystone_template() -> Path:
@@ -101,6 +102,21 @@ def keystone_template() -> Path:
 
     name = f"keystone-template-{_digest(str(venv), configuration)}"
     return cache.artefact(name, "Keystone's database", "half a minute", make)
+
+
+# --- single sign-on
+
+
+def identity_provider() -> Path:
+    """Give the virtual environment that the identity provider runs from."""
+    wanted = BUILDS / "identity-provider" / "requirements.txt"
+    name = f"identity-provider-py{platform.python_version()}-{_digest(wanted.read_bytes())}"
+    return cache.artefact(name, "the identity provider", "20 seconds", lambda folder: _environment(folder, wanted))
+
+
+def apache() -> None:
+    """Install the web server that stands before Keystone where there is single sign-on; none is started."""
+    apt("apache2-bin", "libapache2-mod-auth-openidc")
 
 
 # --- Kubernetes
@@ -275,7 +291,7 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
-PARTS = (keystone_template, etcd, kubernetes, machine_image, chromium)
+PARTS = (keystone_template, etcd, kubernetes, machine_image, identity_provider, apache, chromium)
 
 
 def everything() -> None:
