@@ -13,7 +13,7 @@ import secrets
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,20 +146,31 @@ def _before(words: Words) -> Origin | None:
         found = origin(words.one("kubeconfig"), chosen)
     except PluginError:
         return None
-    own = {flag.partition("=")[0] for flag in words.login} & {"--keystone-url", "--os-auth-url", "--os-cloud"}
     named = words.one("identity-provider") or words.one("protocol")
     sourced = not chosen and (os.environ.get("OS_AUTH_URL") or os.environ.get("OS_CLOUD"))
-    return None if own or named or sourced else found
+    return None if named or sourced or _place(words) else found
 
 
 def _options(words: Words, before: Origin | None) -> Options:
     flags = [f"--os-{name}={words.one(name)}" for name in ("identity-provider", "protocol") if words.one(name)]
-    known = {f"OS_{name.upper()}": value for name, value in (before.login if before else {}).items()}
-    environment = {name: value for name, value in os.environ.items() if name != "OS_AUTH_TYPE"}
-    if before:
-        environment = {name: value for name, value in environment.items() if name[:3] != "OS_"}
-    options = read([*words.login, *flags], {**environment, **known})
-    options.auth_type = options.given["auth_type"] = WEBSSO
+    environment = _remembered(before) if before else dict(os.environ)
+    if (cloud := environment.get("OS_CLOUD")) and not _place(words):
+        flags.append(f"--os-cloud={cloud}")
+    return _read([*words.login, *flags], environment)
+
+
+def _place(words: Words) -> set[str]:
+    """Give the flags that say where Keystone is."""
+    return {flag.partition("=")[0] for flag in words.login} & {"--keystone-url", "--os-auth-url", "--os-cloud"}
+
+
+def _remembered(before: Origin) -> dict[str, str]:
+    return {f"OS_{name.upper()}": value for name, value in before.login.items()}
+
+
+def _read(flags: Sequence[str], environment: dict[str, str]) -> Options:
+    options = read([*flags, f"--os-auth-type={WEBSSO}"], environment)
+    options.auth_type = WEBSSO  # also where a cloud of clouds.yaml would say another
     return options
 
 
@@ -209,8 +220,7 @@ def logout(before: Origin, file: str, arguments: list[str], patience: str) -> No
         PluginError: it is not deleted.
 
     """
-    options = read(arguments, {f"OS_{name.upper()}": value for name, value in before.login.items()})
-    options.auth_type = options.given["auth_type"] = WEBSSO
+    options = _read(arguments, _remembered(before))
     conversation = Conversation(options.verbose, options.secrets())
     sys.stderr.write("To delete the application credential Keystone has to know you again.\n")
     try:

@@ -6,6 +6,7 @@ the user for whoever reads the file; keystoneauth-oidc-browser needs a client of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from kubectl_keystone_auth import terminal
 from kubectl_keystone_auth.conversation import Conversation
-from kubectl_keystone_auth.errors import BadInput, NoProject, Refused
+from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused
 from kubectl_keystone_auth.keystone import Keystone, domain_of
 from kubectl_keystone_auth.loopback import PORT, Loopback
 from kubectl_keystone_auth.options import Options, base_url
@@ -132,20 +133,23 @@ def _scoped(
         raise Refused("Keystone does not know the token that the browser brought: is it another cloud's?")
     if answer.status != 200 or not isinstance(projects, list):
         raise keystone.no_keystone(answer)
-    project = choose([_Project(one) for one in projects if isinstance(one, dict)], options, interactive)
+    project = choose([Project(one) for one in projects if isinstance(one, dict)], options, interactive)
     identity = {"methods": ["token"], "token": {"id": unscoped}}
     body: dict[str, Any] = {"auth": {"identity": identity, "scope": {"project": {"id": project}}}}
     answer = keystone.call("POST", "/auth/tokens?nocatalog", body)
     token = from_answer(answer.headers.get("x-subject-token", ""), answer.json(), answer.skew)
     if answer.status == 201 and token is not None:
         conversation.hide(token.value)
+        # The browser has seen it. Others that came of it are to go on: releases that let them end know this query.
+        with contextlib.suppress(PluginError):
+            keystone.call("DELETE", "/auth/tokens?cascade=false", token=unscoped, subject=unscoped)
         return token
     if answer.status in (401, 403) and keystone.words(answer):
         raise NoProject(f"Keystone gives no token for the project {project!r}: {keystone.words(answer)}")
     raise keystone.no_keystone(answer)
 
 
-class _Project:
+class Project:
     """A project, as Keystone lists it."""
 
     def __init__(self, listed: Mapping[str, Any]) -> None:
@@ -156,7 +160,7 @@ class _Project:
         return f"{self.name!r} ({self.id}, domain {self.domain})"
 
 
-def choose(projects: Sequence[_Project], options: Options, interactive: bool) -> str:
+def choose(projects: Sequence[Project], options: Options, interactive: bool) -> str:
     """Give the ID of the project that is meant.
 
     Raises:
@@ -184,7 +188,7 @@ def choose(projects: Sequence[_Project], options: Options, interactive: bool) ->
     raise NoProject(f"which project is meant? --project-id says it. There are: {listed}")
 
 
-def _asked(projects: Sequence[_Project]) -> list[_Project]:
+def _asked(projects: Sequence[Project]) -> list[Project]:
     for number, project in enumerate(projects, 1):
         line = "".join(letter if letter.isprintable() else "?" for letter in str(project))
         sys.stderr.write(f"{number:3} {line}\n")

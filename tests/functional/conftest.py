@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import pytest
 
 from testbed.keystone import Keystone
 from tests.unit.authenticator.support import Authority, Service, serving
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +26,17 @@ def keystone() -> Iterator[Keystone]:
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs that pip makes in a fresh environment; without what other logins need."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    yaml_too = f"pyyaml=={importlib.metadata.version('pyyaml')}"
+    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT, yaml_too], check=True)
+    return folder / "bin"
 
 
 Starter = Callable[..., Service]

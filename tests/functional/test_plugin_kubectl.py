@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.metadata
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,20 +24,8 @@ from tests.unit.plugin.support import Plugin, Terminal
 
 pytestmark = pytest.mark.functional
 
-PROJECT = Path(__file__).resolve().parents[2]
 RBAC = "rbac.authorization.k8s.io"
 LOGGED_OUT = ("You must be logged in", "Unauthorized", "provide credentials")
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the programs that pip makes in a fresh environment; without what other logins need."""
-    folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
-    yaml_too = f"pyyaml=={importlib.metadata.version('pyyaml')}"
-    subprocess.run([folder / "bin" / "pip", "install", *quiet, PROJECT, yaml_too], check=True)
-    return folder / "bin"
 
 
 @dataclass
@@ -53,11 +39,10 @@ class Cluster:
     alice: User
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
+@contextlib.contextmanager
+def running(folder: Path, authority: Authority, keystone: Keystone) -> Iterator[Cluster]:
+    """A cluster of this Keystone's users."""
     with contextlib.ExitStack() as stack:
-        keystone = stack.enter_context(Keystone())
         everything = {"users": {"projects": ["demo"]}, "resource_permissions": {"*/*": ["*"]}}
         (folder / "policy.json").write_text(json.dumps([everything]))
         settings = {
@@ -88,6 +73,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         for kind, thing in (("clusterroles", role), ("clusterrolebindings", binding)):
             assert api.send("POST", f"/apis/{RBAC}/v1/{kind}", api.admin_token, thing)[0] == 201
         yield Cluster(api, keystone, service, demo, alice)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
+    with Keystone() as keystone, running(tmp_path_factory.mktemp("cluster"), authority, keystone) as found:
+        yield found
 
 
 @dataclass
