@@ -196,7 +196,9 @@ def _write(
     given |= {"application_credential_id": made.id, "application_credential_secret": made.secret}
     robot = Options(given, CREDENTIAL, verbose=options.verbose, keep=options.keep)
     # What is written has been tried.
-    Store(folder(), robot.login()).put(log_in(robot, False, conversation).entry())
+    first = log_in(robot, False, conversation)
+    if robot.cacheable():
+        Store(folder(), robot.login()).put(first.entry())
     known = {name: options.get(name) for name in REMEMBERED if options.get(name)}
     known["project_id"] = token.project_id
     if "cacert" in known:

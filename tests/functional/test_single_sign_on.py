@@ -213,7 +213,7 @@ def answer(method: str, path: str, body: str = "", **headers: str) -> tuple[int,
 def test_from_single_sign_on_to_pods_and_back(fiona: Federated) -> None:
     cluster = fiona.cluster
     with catalogued(cluster):
-        login = fiona.first("--exec", "--role=reader")
+        login = fiona.first("-v", "--exec", "--role=reader")
         page = login.browse()
         code, output, errors = login.end()
     assert code == 0, errors
@@ -228,6 +228,7 @@ def test_from_single_sign_on_to_pods_and_back(fiona: Federated) -> None:
     assert "gAAAA" not in page.content() + fiona.sso.log().partition("uvicorn")[0]
     path = fiona.home / ".kube" / "config"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert fiona.section()["env"][0]["value"] not in output + errors
     # In one command: no other was run.
     fiona.works("get", "pods")
     (made,) = fiona.credentials()
@@ -282,6 +283,35 @@ def test_without_kubernetes_in_the_catalogue_the_credential_is_an_ordinary_one(f
     assert (code, "of that name is there already" in errors) == (2, True)
     fiona.works("get", "pods")
     assert [one["id"] for one in fiona.credentials()] == [made["id"]]
+
+
+def test_a_credential_that_no_context_has_is_not_left_behind(fiona: Federated) -> None:
+    path = fiona.home / ".kube" / "config"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({"users": [{"name": "keystone-demo", "user": {"token": "hers"}}]}))
+    login = fiona.first()
+    login.browse()
+    code, _, errors = login.end()
+    assert (code, "has a user 'keystone-demo' who logs in otherwise" in errors) == (2, True)
+    assert fiona.credentials() == []
+
+
+def test_a_logout_that_somebody_else_ends_says_what_goes_on(fiona: Federated, feds: Group) -> None:
+    login = fiona.first("--context=mine")
+    login.browse()
+    assert login.end()[0] == 0
+    (made,) = fiona.credentials()
+    fiona.opened.clear_cookies()
+    fiona.sso.person("somebody", [feds])
+    logout = fiona.sign_on("logout")
+    logout.browse("somebody")
+    code, _, errors = logout.end()
+    assert (code, "that login is somebody (domain " in errors) == (3, True)
+    assert f"openstack application credential delete {made['id']}" in errors
+    assert [one["id"] for one in fiona.credentials()] == [made["id"]]
+    code, _, errors = fiona.sign_on("logout", "--timeout=1").end()
+    assert (code, "nobody logged in within 1 s" in errors) == (3, True)
+    fiona.works("get", "pods")
 
 
 def test_without_a_credential_a_token_of_single_sign_on_does_until_it_ends(fiona: Federated) -> None:
