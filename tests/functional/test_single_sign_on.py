@@ -444,7 +444,10 @@ def test_nobody_who_logs_in_is_waited_for_only_so_long(fiona: Federated) -> None
 
 
 def test_an_interrupted_login_listens_no_more_and_a_taken_port_is_named(fiona: Federated) -> None:
+    # Where the tests run in the background, children would inherit that it is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     login = fiona.first()
+    signal.signal(signal.SIGINT, before)
     login.url()
     code, _, errors = fiona.first().end()
     assert (code, f"port {PORT} of this machine cannot be had" in errors) == (2, True)
