@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from kubectl_keystone_auth.errors import BadInput, Refused
-from kubectl_keystone_auth.loopback import BODY, CONFIRM, END, PATH, TOGETHER, Loopback
+from kubectl_keystone_auth.loopback import BODY, CONFIRM, END, PATH, TOGETHER, Loopback, _Request
 from testbed.processes import free_port
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -198,7 +198,11 @@ def test_no_request_is_read_without_end(loopback: Loopback, port: int) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.0 400")
 
 
-def test_connections_that_say_nothing_are_few_and_do_not_stop_a_login(loopback: Loopback, port: int) -> None:
+def test_connections_that_say_nothing_are_few_and_do_not_stop_a_login(
+    loopback: Loopback, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those that are few are not ended while this runs.
+    monkeypatch.setattr(_Request, "timeout", 600.0)
     idle = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(TOGETHER - 2)]
     secret = begin(loopback, port)
     idle += [socket.create_connection(("127.0.0.1", port), 30) for _ in range(10)]
