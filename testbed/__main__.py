@@ -1,6 +1,7 @@
 """`python3 -m testbed …`: make the parts, stand them up to try things by hand, clean up.
 
-    setup    build what is missing: Keystone, Horizon, etcd, kube-apiserver, kubectl, the machine's image, and Chromium
+    setup    build what is missing: Keystone, Horizon, etcd, kube-apiserver, kubectl, the machine's image, an identity
+             provider; install Chromium
     demo     the main job from end to end, told step by step
     up       a control plane, a Keystone and the packed charm, with a prompt that takes the place of `juju`
     picture  Horizon with the button for kubeconfigs, for the documentation

@@ -100,14 +100,16 @@ class Keystone:
         caching: Keystone's own cache. On, a validation takes milliseconds; off, a revocation shows at once, and a
             validation takes the better part of a second.
         port: 0 takes a free one.
+        settings: what its configuration says besides.
 
     """
 
-    def __init__(self, *addresses: str, caching: bool = True, port: int = 0) -> None:
+    def __init__(self, *addresses: str, caching: bool = True, port: int = 0, settings: str = "") -> None:
         self.addresses = addresses or ("127.0.0.1",)
         self.port = port or _free_port(self.addresses)
         self.url = f"https://{self.addresses[0]}:{self.port}/v3"
         self._caching = caching
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         self._admin_token: str | None = None
@@ -141,7 +143,8 @@ class Keystone:
     def _prepare(self) -> None:
         configuration = (setup.BUILDS / "keystone" / "keystone.conf").read_text()
         caching = str(self._caching).lower()
-        (self.folder / "keystone.conf").write_text(configuration.format(folder=self.folder, caching=caching))
+        filled = configuration.format(folder=self.folder, caching=caching)
+        (self.folder / "keystone.conf").write_text(filled + self._settings)
         with sqlite3.connect(self.folder / "keystone.sqlite") as database:
             database.execute("UPDATE endpoint SET url = ?", (self.url,))
             database.execute("PRAGMA journal_mode = WAL")  # so that readers and a writer do not wait for each other

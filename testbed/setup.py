@@ -71,17 +71,16 @@ def keystone() -> Path:
 def _environment(build: str, what: str, takes: str) -> Path:
     """Give a virtual environment with what a build's `requirements.txt` pins."""
     requirements = BUILDS / build / "requirements.txt"
+    name = f"{build}-venv-py{platform.python_version()}-{_digest(requirements.read_bytes())}"
+    return cache.artefact(name, what, takes, lambda folder: _make_environment(folder, requirements))
 
-    def make(folder: Path) -> None:
-        if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
-            apt("python3-venv")
-        call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
-        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
-        call([*pip, "-r", requirements], NETWORK_HINT)
 
-    version = platform.python_version()
-    name = f"{build}-venv-py{version}-{_digest(requirements.read_bytes())}"
-    return cache.artefact(name, what, takes, make)
+def _make_environment(folder: Path, requirements: Path) -> None:
+    if subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode:
+        apt("python3-venv")
+    call([sys.executable, "-m", "venv", folder], "python3-venv is needed")
+    pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    call([*pip, "-r", requirements], NETWORK_HINT)
 
 
 def keystone_template() -> Path:
@@ -138,6 +137,19 @@ def horizon_template() -> Path:
 
     name = f"horizon-template-{_digest(str(venv), settings.read_bytes())}"
     return cache.artefact(name, "Horizon's styles", "half a minute", make)
+
+
+# --- single sign-on
+
+
+def identity_provider() -> Path:
+    """Give the virtual environment that the identity provider runs from."""
+    return _environment("identity-provider", "the identity provider", "20 seconds")
+
+
+def apache() -> None:
+    """Install the web server that stands before Keystone where there is single sign-on; none is started."""
+    apt("apache2-bin", "libapache2-mod-auth-openidc")
 
 
 # --- Kubernetes
@@ -351,7 +363,9 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
-PARTS = (keystone_template, horizon_template, etcd, kubernetes, machine_image, chromium)
+PARTS = (
+    keystone_template, horizon_template, etcd, kubernetes, machine_image, identity_provider, apache, chromium,
+)  # fmt: skip
 
 
 def everything() -> None:

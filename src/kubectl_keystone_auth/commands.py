@@ -18,7 +18,7 @@ from kubectl_keystone_auth.cache import Cache, folder
 from kubectl_keystone_auth.conversation import Conversation
 from kubectl_keystone_auth.errors import BadInput, PluginError, Refused
 from kubectl_keystone_auth.fresh import log_in
-from kubectl_keystone_auth.options import CREDENTIAL, PASSWORD, Options, read, secret
+from kubectl_keystone_auth.options import CREDENTIAL, PASSWORD, WEBSSO, Options, read, secret
 from kubectl_keystone_auth.store import Store, ours
 from kubectl_keystone_auth.tokens import Token, from_answer
 
@@ -28,7 +28,17 @@ kubectl-keystone-auth: log in to Kubernetes with an OpenStack account.
 As an exec plug-in of kubectl it prints a token. As `kubectl keystone-auth COMMAND`:
 
   login               log in now and keep the token
-  logout              forget the token, and have Keystone revoke it; --all: all that are kept
+  login --browser     single sign-on in the browser, an application credential of it, and a context that has that
+      --identity-provider NAME --protocol NAME    as the cloud's operator says (OS_IDENTITY_PROVIDER, OS_PROTOCOL)
+      --server URL --certificate-authority FILE   the cluster; else that of the context
+      --context NAME, --output FILE               the context's name and file
+      --role NAME (several), --expires 12h        the credential: with these roles alone; until then (30d, or `never`)
+      --for kubernetes|everything                 what it is good for; else the cloud's catalogue says it
+      --read-only, --namespace, --exec, --rule    what in Kubernetes, as for `credential create`
+      --name NAME, --timeout SECONDS              the credential's name; how long the login may take (300)
+      --os-redirect-port PORT                     where the token is taken: http://localhost:PORT/auth/websso/ (9990)
+  logout              forget the token, and have Keystone revoke it; --all: all that are kept. What `login --browser`
+                      made is deleted in Keystone, which takes a login in the browser (--timeout SECONDS)
   whoami              who the login is to Keystone, and to the cluster
   kubeconfig          write a context that logs in like this, or put it into the file that kubectl uses; Keystone and
                       the cluster are those of the current context where nothing else is said
@@ -190,6 +200,11 @@ def _cache(options: Options) -> Cache | None:
 
 
 def _login(arguments: list[str]) -> None:
+    if "--browser" in arguments:
+        from kubectl_keystone_auth import sign_on
+
+        sign_on.login(Words(arguments, sign_on.VALUES, sign_on.SWITCHES))
+        return
     words = Words(arguments, ("context", "kubeconfig"))
     words.no_names()
     options = _of_context(words)
@@ -200,13 +215,13 @@ def _login(arguments: list[str]) -> None:
         store = Store(cache.place, cache.login)
         with store.lock():
             store.put(token.entry())
-    print(f"logged in as {_who(token)}, until {_time(token.entry().expires)}")
+    print(f"logged in as {who(token)}, until {shown_time(token.entry().expires)}")
     if cache is None or cache.entry() is None:
         print("the token is not kept")
 
 
 def _logout(arguments: list[str]) -> None:
-    words = Words(arguments, ("context", "kubeconfig"), ("all",))
+    words = Words(arguments, ("context", "kubeconfig", "timeout"), ("all",))
     words.no_names()
     if words.has("all"):
         with contextlib.suppress(OSError):
@@ -217,6 +232,17 @@ def _logout(arguments: list[str]) -> None:
     options = _of_context(words)
     cache = _cache(options)
     entry = cache.entry() if cache else None
+    if identifier := options.get("application_credential_id"):
+        from kubectl_keystone_auth import sign_on
+
+        found = None
+        with contextlib.suppress(PluginError):
+            found = sign_on.origin(words.one("kubeconfig"), words.one("context"))
+        if found is not None and found.credential == identifier:
+            if cache is not None:
+                Store(cache.place, cache.login).drop()
+            sign_on.logout(found, words.one("kubeconfig"), words.login, words.one("timeout"))
+            return
     if cache is None or entry is None:
         print("there is no token at hand for this login")
         return
@@ -229,12 +255,12 @@ def _logout(arguments: list[str]) -> None:
         return
     print(
         "logged out"
-        if _revoke(options, conversation, entry.token)
+        if revoke(options, conversation, entry.token)
         else "the token is forgotten here; Keystone takes it on"
     )
 
 
-def _revoke(options: Options, conversation: Conversation, token: str) -> bool:
+def revoke(options: Options, conversation: Conversation, token: str) -> bool:
     """Have Keystone revoke a token; says whether it is good for nothing now."""
     from kubectl_keystone_auth.keystone import Keystone
 
@@ -276,7 +302,7 @@ def _token(options: Options, conversation: Conversation) -> Token:
     """Give the token at hand or a new one, with what Keystone says of it now."""
     cache = _cache(options)
     entry = cache.entry() if cache else None
-    if entry is None or not entry.fresh() or not options.simple:
+    if entry is None or not entry.fresh() or not (options.simple or options.auth_type == WEBSSO):
         token = log_in(options, terminal.present(), conversation)
         if cache is not None:
             Store(cache.place, cache.login).put(token.entry())
@@ -305,18 +331,20 @@ def _known(token: Token) -> list[tuple[str, str]]:
         ("domain", _plain(token.user_domain)),
         ("project", f"{_plain(token.project)} ({token.project_id}), domain {_plain(token.project_domain)}"),
         ("roles", ", ".join(_plain(role) for role in sorted(token.roles)) or "none"),
-        ("until", f"{_time(token.entry().expires)}, {left // 60} minutes from now"),
+        ("until", f"{shown_time(token.entry().expires)}, {left // 60} minutes from now"),
     ]
     if token.credential:
         known.insert(1, ("credential", _plain(token.credential)))
     return known
 
 
-def _who(token: Token) -> str:
+def who(token: Token) -> str:
+    """Name whose token it is, and for what."""
     return f"{_plain(token.user)} (domain {_plain(token.user_domain)}) in the project {_plain(token.project)}"
 
 
-def _time(moment: float) -> str:
+def shown_time(moment: float) -> str:
+    """Write a time for people."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
 
 
@@ -338,19 +366,7 @@ def _kubeconfig(arguments: list[str]) -> None:
     if flavour not in flavours.FLAVOURS:
         raise BadInput(f"--flavour: there are {', '.join(flavours.FLAVOURS)}")
     options = read(words.login, os.environ)
-    if words.one("server"):
-        authority = words.one("certificate-authority")
-        cluster = kubeconfig.Cluster(words.one("server"), kubeconfig.read_ca(authority) if authority else None)
-        if not cluster.server.startswith("https://"):
-            raise BadInput("--server: kubectl sends a token over https:// alone")
-        entry: dict[str, Any] = kubeconfig.cluster_entry(cluster)
-    else:
-        found = None
-        with contextlib.suppress(PluginError):
-            found = kubeconfig.cluster_of(kubeconfig.current(words.one("kubeconfig"), flat=True))
-        if found is None:
-            raise BadInput("missing: --server, the API server's URL (there is no current context to take it from)")
-        entry = found
+    entry = cluster_of(words)
     if not options.get("auth_url", "cloud"):
         # The operators' file, without a credential, is the current context: Keystone is the one that it means.
         with contextlib.suppress(PluginError):
@@ -364,7 +380,7 @@ def _kubeconfig(arguments: list[str]) -> None:
     parts = []
     for name, (login, token) in zip(names, logins, strict=True):
         user = (
-            kubeconfig.user_entry(_as_login(login))
+            kubeconfig.user_entry(as_login(login))
             if flavour == flavours.PLUGIN
             else flavours.user(flavour, login, token)
         )
@@ -376,12 +392,12 @@ def _kubeconfig(arguments: list[str]) -> None:
         path = Path(words.one("output")) if words.one("output") else kubeconfig.target(words.one("kubeconfig"))
         kubeconfig.merge(path, content, use=words.has("use"))
         for name, (_, token) in zip(names, logins, strict=True):
-            print(f"{path}: the context {shlex.quote(name)} logs in as {_who(token)}")
+            print(f"{path}: the context {shlex.quote(name)} logs in as {who(token)}")
     if flavour == flavours.TOKEN:
         end = min(token.entry().expires for _, token in logins)
         left = max(0, int(end - time.time())) // 60
         print(
-            f"good until {_time(end)}, {left} minutes from now, and until then whoever has the file is you",
+            f"good until {shown_time(end)}, {left} minutes from now, and until then whoever has the file is you",
             file=sys.stderr,
         )
     elif flavour == flavours.PLUGIN and words.one("output") != "-" and _asked_for(options):
@@ -457,7 +473,30 @@ def _openrc(arguments: list[str]) -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
-def _as_login(options: Options) -> Any:
+def cluster_of(words: Words, context: str = "") -> dict[str, Any]:
+    """Give the cluster that a command's words name, else that of a context, or of the current one.
+
+    Raises:
+        BadInput: there is none, or its words are no good.
+
+    """
+    from kubectl_keystone_auth import kubeconfig
+
+    if words.one("server"):
+        authority = words.one("certificate-authority")
+        cluster = kubeconfig.Cluster(words.one("server"), kubeconfig.read_ca(authority) if authority else None)
+        if not cluster.server.startswith("https://"):
+            raise BadInput("--server: kubectl sends a token over https:// alone")
+        return kubeconfig.cluster_entry(cluster)
+    found = None
+    with contextlib.suppress(PluginError):
+        found = kubeconfig.cluster_of(kubeconfig.current(words.one("kubeconfig"), context, flat=True))
+    if found is None:
+        raise BadInput("missing: --server, the API server's URL (there is no current context to take it from)")
+    return found
+
+
+def as_login(options: Options) -> Any:
     """Give the login for a kubeconfig: flags, and the one secret that is made to be stored."""
     from kubectl_keystone_auth.kubeconfig import Login, words
 

@@ -116,17 +116,15 @@ def expiry(text: str) -> str | None:
 def make(
     keystone: Keystone, token: Token, name: str, wanted: Sequence[Rule], roles: Sequence[str], expires: str | None
 ) -> Made:
-    """Make an application credential of the token's user in its project.
+    """Make an application credential of the token's user in its project; without rules it is good for all of that.
 
     Raises:
         PluginError: Keystone does not.
 
     """
-    body: dict[str, object] = {
-        "name": name,
-        "description": "for Kubernetes alone",
-        "access_rules": [{"service": SERVICE, "method": rule.method, "path": rule.path} for rule in wanted],
-    }
+    body: dict[str, object] = {"name": name, "description": "for Kubernetes alone" if wanted else "for kubectl"}
+    if wanted:
+        body["access_rules"] = [{"service": SERVICE, "method": rule.method, "path": rule.path} for rule in wanted]
     if roles:
         body["roles"] = [{"name": role} for role in roles]
     if expires:
@@ -139,6 +137,25 @@ def make(
     raise _refusal(keystone.words(answer), answer.status) or keystone.no_keystone(answer)
 
 
+def delete(keystone: Keystone, token: Token, user_id: str, identifier: str) -> None:
+    """Delete an application credential, by a token of its user's that is none of a credential; it may be gone already.
+
+    Raises:
+        PluginError: Keystone does not.
+
+    """
+    path = f"/users/{quote(user_id, safe='')}/application_credentials/{quote(identifier, safe='')}"
+    answer = keystone.call("DELETE", path, token=token.value)
+    words = keystone.words(answer)
+    if answer.status == 204 or (answer.status == 404 and words):
+        return
+    if answer.status in (401, 403) and words:
+        raise Refused(
+            f"Keystone does not let {token.user!r} delete the application credential {identifier!r} ({words})"
+        )
+    raise keystone.no_keystone(answer)
+
+
 def _refusal(words: str, status: int) -> PluginError | None:
     if not words:
         return None
@@ -148,6 +165,13 @@ def _refusal(words: str, status: int) -> PluginError | None:
         )
     if status == 409:
         return BadInput("an application credential of that name is there already: give another name")
+    if status == 400 and "Could not find role assignment" in words:
+        # What Keystone says of a role that comes from a group, when the membership ends with the token.
+        return Refused(
+            "Keystone makes no application credential of roles that do not last: they come from groups of the identity"
+            " provider's. The cloud's operator can let these last: openstack identity provider set --authorization-ttl"
+            " MINUTES PROVIDER (docs/single-sign-on.md)"
+        )
     if status in (400, 404):
         return BadInput(f"Keystone makes no such application credential: {words}")
     return Unreachable(f"Keystone cannot make it now ({status}): {words}")

@@ -8,8 +8,8 @@ import time
 from kubectl_keystone_auth import terminal
 from kubectl_keystone_auth.cache import Cache, Entry
 from kubectl_keystone_auth.conversation import Conversation
-from kubectl_keystone_auth.errors import NoProject, PluginError, Refused, Unreachable
-from kubectl_keystone_auth.options import Options, Question
+from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused, Unreachable
+from kubectl_keystone_auth.options import WEBSSO, Options, Question
 from kubectl_keystone_auth.store import Store, private
 from kubectl_keystone_auth.tokens import Token
 
@@ -51,6 +51,11 @@ def entry_for(options: Options, asked: Question | None, cache: Cache | None, beg
             # A person who tries again means it. Whoever has a token need not wait for Keystone where others just did.
             if failure := store.failure(began if asked else None, Unreachable.code if entry else None):
                 raise Repeated(*failure)
+            if options.auth_type == WEBSSO and asked:
+                # Not by itself: kubectl asks several times, and programs run it that nobody looks at.
+                raise BadInput(
+                    "nobody is logged in: `kubectl keystone-auth login` opens the browser (--browser for long)"
+                )
             fresh = log_in(options, interactive, conversation).entry()
         except PluginError as error:
             verdict = error.code in (Refused.code, NoProject.code)
@@ -85,6 +90,10 @@ def log_in(options: Options, interactive: bool, conversation: Conversation) -> T
             from kubectl_keystone_auth.keystone import Keystone
 
             token = Keystone(options, conversation).login()
+        elif options.auth_type == WEBSSO:
+            from kubectl_keystone_auth.websso import login
+
+            token = login(options, interactive, conversation)
         else:
             from kubectl_keystone_auth.others import login
 

@@ -102,13 +102,22 @@ def target(kubeconfig: str) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".kube" / "config"
 
 
-def user_entry(login: Login) -> dict[str, Any]:
-    """Give the user of a kubeconfig that logs in like this."""
+def user_entry(login: Login, note: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the user of a kubeconfig that logs in like this, with a note for ourselves that kubectl lets be."""
     section = flavours.section(flavours.PLUGIN, login.environment)
     section["args"] = list(login.arguments)
     if not section["env"]:
         del section["env"]
-    return {"exec": section}
+    return {"exec": section, **({"extensions": [{"name": PROGRAM, "extension": dict(note)}]} if note else {})}
+
+
+def note_of(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the note of a context (`current`) that `user_entry` put there; empty without."""
+    users = view.get("users") or [{}]
+    for one in (users[0].get("user") or {}).get("extensions") or []:
+        if one.get("name") == PROGRAM and isinstance(one.get("extension"), dict):
+            return one["extension"]
+    return {}
 
 
 def cluster_entry(cluster: Cluster) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from kubectl_keystone_auth.errors import BadInput
 
 PASSWORD = "password"  # noqa: S105 - the name of a way to log in
 CREDENTIAL = "v3applicationcredential"
+WEBSSO = "v3websso"
+"""Single sign-on in a browser, under the name and with the options of keystoneauth-websso."""
 
 RENAMED = {
     "keystone_url": "auth_url",

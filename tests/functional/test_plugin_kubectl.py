@@ -39,11 +39,10 @@ class Cluster:
     alice: User
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
+@contextlib.contextmanager
+def running(folder: Path, authority: Authority, keystone: Keystone) -> Iterator[Cluster]:
+    """A cluster of this Keystone's users."""
     with contextlib.ExitStack() as stack:
-        keystone = stack.enter_context(Keystone())
         everything = {"users": {"projects": ["demo"]}, "resource_permissions": {"*/*": ["*"]}}
         (folder / "policy.json").write_text(json.dumps([everything]))
         settings = {
@@ -74,6 +73,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         for kind, thing in (("clusterroles", role), ("clusterrolebindings", binding)):
             assert api.send("POST", f"/apis/{RBAC}/v1/{kind}", api.admin_token, thing)[0] == 201
         yield Cluster(api, keystone, service, demo, alice)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
+    with Keystone() as keystone, running(tmp_path_factory.mktemp("cluster"), authority, keystone) as found:
+        yield found
 
 
 @dataclass

@@ -242,14 +242,9 @@ ISSUER = "https://sso.example"
 @pytest.fixture
 def federated_keystone() -> Iterator[Keystone]:
     """A Keystone that believes what a web server's SSO module says of a user; it comes in headers here."""
-    with Keystone() as running:
-        running.stop()
-        configuration = running.folder / "keystone.conf"
-        configuration.write_text(
-            configuration.read_text() + "\n[auth]\nmethods = password,token,application_credential,openid\n"
-            "[federation]\nassertion_prefix = HTTP_OIDC_\nremote_id_attribute = HTTP_OIDC_ISS\n"
-        )
-        running.start()
+    settings = "\n[auth]\nmethods = password,token,application_credential,openid\n"
+    settings += "[federation]\nassertion_prefix = HTTP_OIDC_\nremote_id_attribute = HTTP_OIDC_ISS\n"
+    with Keystone(settings=settings) as running:
         yield running
 
 
