@@ -13,6 +13,7 @@ import pydantic
 
 import apiserver
 import authenticator
+import bindings
 import files
 import flags
 import upstream
@@ -183,6 +184,16 @@ def _way_over(layout: apiserver.Layout, config: CharmConfig) -> dict[str, str | 
     }
 
 
+def _reached_by_bare_names(layout: apiserver.Layout | None, config: CharmConfig) -> dict[str, str | int]:
+    """List the bindings that users of Keystone's have by their bare names, where they go by those."""
+    if layout is None or not config.names_upstream_way:
+        return {}
+    try:
+        return _listed("bindings", bindings.of_bare_names(layout))
+    except apiserver.Unverified as error:
+        return {"bindings": f"cannot be listed: {error}"}
+
+
 def show_webhook_config(
     places: Places, place: apiserver.Place, config: CharmConfig, principal: str
 ) -> dict[str, str | int]:
@@ -213,6 +224,7 @@ def show_webhook_config(
         results["flags"] = "\n".join(line for _, hand in hands for line in hand.lines)
         results["commands"] = apiserver.byhand.commands(hands)
         results["layout"] = ", ".join(names)
+        results |= _reached_by_bare_names(layout_at_hand(place, config), config)
         return results | _listed("missing", [f"{server.name}: {one}" for server in found for one in server.missing])
     desired = flags.desired(layout, config, kubeconfig, missing)
     results["flags"] = flags.as_text(desired)
@@ -221,4 +233,5 @@ def show_webhook_config(
         results["authorizer"] = apiserver.entry_as_text(desired.authorizer)
     results |= way_over
     results["state"] = apiserver.state(layout).kind.value
+    results |= _reached_by_bare_names(layout, config)
     return results

@@ -50,6 +50,7 @@ from apiserver.model import (
 from apiserver.structured import as_text as entry_of
 from apiserver.structured import named as authorization_config
 from apiserver.structured import shown as entry_as_text
+from apiserver.verify import Unverified
 from apiserver.wiring import apply, asked, chain, check, remove, state
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "Place",
     "State",
     "Unknown",
+    "Unverified",
     "WiringError",
     "address",
     "apply",

@@ -219,6 +219,14 @@ def test_show_webhook_config_shows_what_is_in_the_authorization_configuration(un
     assert "commands" not in results
 
 
+def test_show_webhook_config_tells_of_bindings_where_names_are_bare_and_says_so_if_it_cannot(unit):
+    unit.run()
+    assert "bindings" not in unit.action("show-webhook-config")
+    unit.configure(upstream_compatible=True).run()
+
+    assert unit.action("show-webhook-config")["bindings"].startswith("cannot be listed: ")
+
+
 def test_actions_leave_the_status_as_it_is(unit):
     status = unit.configure(policy=POLICY).run()
     unit.action("reload-policy")
