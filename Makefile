@@ -32,7 +32,7 @@ types: venv
 	$(BIN)/pyright
 
 unit: venv
-	$(BIN)/pytest tests/unit -m "not slow" --numprocesses 3 --dist worksteal --quiet
+	$(BIN)/pytest tests/unit -m "not slow" --numprocesses 4 --dist worksteal --quiet
 
 format: venv ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

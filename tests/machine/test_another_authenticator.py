@@ -135,7 +135,7 @@ def test_the_downloaded_program_may_read_nothing_of_ours(stage: Stage) -> None:
 
 
 def test_the_downloaded_program_is_in_a_sandbox_as_ours(stage: Stage) -> None:
-    unit = "kubernetes-keystone-upstream.service"
+    (unit,) = running(stage)
     assert sandbox.exposure(stage.machine, unit) < 2.0
     hidden = ["/etc/kubernetes-keystone/settings.json", "/etc/kubernetes-keystone/tls/server.key", "/root/.kube/config"]
     outcomes = sandbox.intrude(stage.machine, unit, hidden=hidden)

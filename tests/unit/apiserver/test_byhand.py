@@ -234,10 +234,14 @@ def test_a_file_that_is_newer_than_the_process_counts_from_its_next_start(
 def test_a_variable_in_a_flag_is_the_processs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAP_DATA", str(tmp_path))
     (tmp_path / "here").write_text("x")
-    with subprocess.Popen(["sleep", "60"]) as sleeping:
-        found = Process.of(sleeping.pid, process.from_words([]))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
+        assert cat.stdin
+        assert cat.stdout
+        cat.stdin.write(b"it runs\n")
+        cat.stdin.flush()
+        cat.stdout.readline()  # its environment is its own now
+        found = Process.of(cat.pid, process.from_words([]))
         assert found.path("${SNAP_DATA}/here").read_text() == "x"
-        sleeping.kill()
 
 
 # ---- the layouts

@@ -480,6 +480,8 @@ from dataclasses import replace
 from apiserver import NotOurTurn, Patience, Place
 from apiserver.charmed import Charmed
 from apiserver.lease import Turn
+
+pytestmark = pytest.mark.slow  # what a Lease is about is time
 root, number, reader, inside = sys.argv[1:]
 layout = Charmed(Place(Path(root), reader, f"kubernetes-keystone/{number}"))
 patience = Patience(already=20, turn=60, turns=120, settled=0, lease=10, between=0.01)

@@ -289,6 +289,8 @@ import os, signal, sys
 from pathlib import Path
 from apiserver import *
 import apiserver.wiring as w
+
+pytestmark = pytest.mark.slow  # a kubelet and two scripts that look every so often: each takes seconds
 real, calls = w.verify, []
 def verify(*a):
     real(*a); calls.append(1)
