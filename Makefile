@@ -48,7 +48,7 @@ test: check testbed ## every test that can run here (root)
 demo: testbed ## the main job from end to end on real parts, told step by step (root)
 	$(BIN)/python -m testbed demo
 
-bench: venv ## ours and upstream's k8s-keystone-auth side by side, about 8 minutes
+bench: venv ## ours and upstream's k8s-keystone-auth side by side, about 9 minutes
 	$(BIN)/python -m benchmarks
 
 lock: ## pin the requirements anew

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks import measure, program, report, start, work
+from benchmarks import measure, plugin, program, report, start, work
 from benchmarks.servers import Files
 from testbed import setup
 from testbed.cache import Run, say
@@ -12,7 +12,7 @@ from testbed.keystone import Keystone
 
 
 def main() -> int:
-    """Run all benchmarks, about eight minutes after what they need is built."""
+    """Run all benchmarks, about nine minutes after what they need is built."""
     client = setup.benchmark_program("client")
     for part in (setup.upstream, setup.etcd, setup.kubernetes, lambda: setup.benchmark_program("webhook")):
         part()
@@ -27,6 +27,7 @@ def main() -> int:
             bench = measure.Bench(Files(run.folder), keystone, client, accounts, minted)
             rows = list(measure.everything(bench))
         rows += start.rows(bench.files, client, measure.PASSES)
+        rows += plugin.rows()
     finally:
         run.remove()
     facts = report.circumstances(measure.versions(), time.monotonic() - began, report.others() - others)
