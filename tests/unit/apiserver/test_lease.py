@@ -27,6 +27,8 @@ from apiserver.lease import Held, Turn, Unasked
 from testbed.processes import free_port
 from tests.unit.apiserver.support import TOKEN, Tree
 
+pytestmark = pytest.mark.slow  # what a Lease is about is time
+
 SHORT = Patience(already=0.2, turn=0.2, turns=10, settled=0, between=0.01)
 LONG = replace(SHORT, already=20, turn=20, turns=40)
 
@@ -480,8 +482,6 @@ from dataclasses import replace
 from apiserver import NotOurTurn, Patience, Place
 from apiserver.charmed import Charmed
 from apiserver.lease import Turn
-
-pytestmark = pytest.mark.slow  # what a Lease is about is time
 root, number, reader, inside = sys.argv[1:]
 layout = Charmed(Place(Path(root), reader, f"kubernetes-keystone/{number}"))
 patience = Patience(already=20, turn=60, turns=120, settled=0, lease=10, between=0.01)

@@ -22,6 +22,8 @@ from apiserver.wanted import Stage
 from tests.unit.apiserver.pods import LESS, PATIENCE, Kubelet, Machine
 from tests.unit.apiserver.support import FIRST_STEP, STRIDE
 
+pytestmark = pytest.mark.slow  # a kubelet and scripts that look every so often: each takes seconds
+
 SOON = {"KUBERNETES_KEYSTONE_LIMIT": "3", "KUBERNETES_KEYSTONE_SOUND": "1", "KUBERNETES_KEYSTONE_EVERY": "0.2"}
 
 
@@ -289,8 +291,6 @@ import os, signal, sys
 from pathlib import Path
 from apiserver import *
 import apiserver.wiring as w
-
-pytestmark = pytest.mark.slow  # a kubelet and two scripts that look every so often: each takes seconds
 real, calls = w.verify, []
 def verify(*a):
     real(*a); calls.append(1)
