@@ -16,6 +16,8 @@ from apiserver import args, wanted
 from apiserver.wanted import Stage
 from tests.unit.apiserver.support import FIRST_STEP, STRIDE, Tree, others, shells
 
+pytestmark = pytest.mark.slow  # a shell is started many times over
+
 every_shell = pytest.mark.parametrize("shell", shells())
 
 

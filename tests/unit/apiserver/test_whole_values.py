@@ -13,6 +13,8 @@ from apiserver import args
 from testbed.owners import canonical_charm, canonical_daemon, microk8s_tools
 from tests.unit.apiserver.support import Tree
 
+pytestmark = pytest.mark.slow  # a shell is started many times over
+
 GOLDEN = Path(__file__).parent / "golden"
 MODE = "authorization-mode"
 MODES = re.compile('--authorization-mode="?(Node,RBAC|RBAC,Node)"?\n')

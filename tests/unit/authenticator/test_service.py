@@ -33,6 +33,8 @@ from tests.unit.authenticator.support import (
 from tests.unit.authenticator.test_authentication import ADMIN, says
 from tests.unit.authenticator.test_chain import chain_file, kubeconfig
 
+pytestmark = pytest.mark.slow  # the program itself is started for each
+
 POLICY = [{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": {"*/pods": ["get"]}}]
 OTHER_POLICY = [{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": {"*/nodes": ["get"]}}]
 

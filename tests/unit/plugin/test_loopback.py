@@ -16,6 +16,8 @@ from kubectl_keystone_auth.errors import BadInput, Refused
 from kubectl_keystone_auth.loopback import BODY, CONFIRM, END, PATH, TOGETHER, Loopback, _Request
 from testbed.processes import free_port
 
+pytestmark = pytest.mark.slow  # it waits for connections that say nothing
+
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 TOKEN = "gAAAAABtoken-_=="
 KEYSTONE = "https://keystone.example:5000/v3/websso?origin="
