@@ -27,6 +27,8 @@ from tests.unit.authenticator.support import (
 from tests.unit.authenticator.test_authentication import ADMIN, says
 from tests.unit.authenticator.test_service import chained_to
 
+pytestmark = pytest.mark.slow  # outages take their time
+
 PREFIX = "kubernetes_keystone_"
 
 
