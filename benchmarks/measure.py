@@ -26,8 +26,8 @@ from testbed.processes import free_port
 
 PASSES = 3
 SECONDS = {"ours": 1.0, "empty": 1.0, "upstream": 2.0}  # upstream answers so few that it needs longer
-MINTED = 18_000
-THROUGH = 6_000  # tokens that are used by turns, so that none comes back within the API server's 10 s
+MINTED = 24_000
+THROUGH = 12_000  # tokens that are used by turns, so that none comes back within the API server's 10 s
 
 SHARED = "the two processors are shared by client and server, and the limit is near"
 GO = "the empty webhook does not even look at the token; ours answers from its cache, in Python"
@@ -381,7 +381,7 @@ class Through:
         """Ask with tokens by turns, each once; a third of them at most, as a token is to rest for 10 s."""
         command = [str(bench.client), f"-address=127.0.0.1:{self.server.port}", f"-ca={self.server.ca}"]
         command += [f"-work={self.items}", f"-connections={connections}", f"-first={self.next}"]
-        command += [f"-duration={seconds * 1000:.0f}ms", f"-count={THROUGH // 3}"]
+        command += [f"-duration={seconds * 1000:.0f}ms", f"-count={THROUGH // 6}"]
         before = self.webhook.processor()
         told = json.loads(call(command, "see what the client says"))
         self.next = (self.next + told["total"]) % THROUGH
