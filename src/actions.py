@@ -80,7 +80,7 @@ def reload_policy(places: Places, config: CharmConfig) -> dict[str, str | int]:
     files.write(places.policy, policy.content, 0o640, authenticator.group())
     try:
         status = authenticator.wait_until_in_force(places)
-        program = upstream.in_force(places) if upstream.port_in_force(places) else None
+        program = upstream.asked(places)
         if program is not None:
             # It reads its policy at its start alone.
             behind = upstream.start(places, config, webhook.tls(places), program, with_policy=True)

@@ -233,15 +233,7 @@ def validate_policy(places: Places, config: CharmConfig) -> Policy:
     Raises:
         ConfigError: it is not valid; the text names line, item and reason of the first error.
     """
-    mode = ["--upstream-compatible"] if config.names_upstream_way else []
-    done = _run_cli(_shipped_program(places), ["validate-policy", *mode, "-"], config.policy)
-    if done.returncode not in {0, 1}:
-        raise WorkloadError(f"the authenticator cannot check a policy: {_last_line(done.stderr)}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if not answer["valid"]:
-        found = answer["errors"]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ConfigError("policy", f"{_finding(found[0])}{more}; nothing was changed")
+    answer = _validated(places, config, "policy", config.policy, "validate-policy", "a policy")
     content = json.dumps(answer["policy"], indent=1, ensure_ascii=False).encode() + b"\n"
     return Policy(content, answer["rules"], tuple(_finding(item) for item in answer["warnings"]))
 
@@ -252,15 +244,8 @@ def validate_sync(places: Places, config: CharmConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: it is not valid; the text names line, key and reason of the first error.
     """
-    mode = ["--upstream-compatible"] if config.names_upstream_way else []
-    done = _run_cli(_shipped_program(places), ["validate-sync", *mode, "-"], config.sync_config)
-    if done.returncode not in {0, 1}:
-        raise WorkloadError(f"the authenticator cannot check a sync configuration: {_last_line(done.stderr)}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if not answer["valid"]:
-        found = answer["errors"]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ConfigError("sync-config", f"{_finding(found[0])}{more}; nothing was changed")
+    what = "a sync configuration"
+    answer = _validated(places, config, "sync-config", config.sync_config, "validate-sync", what)
     return tuple(_finding(item) for item in answer["warnings"])
 
 
@@ -629,6 +614,20 @@ def _ask_cli(places: Places, command: str, text: str) -> str:
     if done.returncode != 0:
         raise WorkloadError(f"the authenticator cannot tell: {_last_line(done.stderr)}")
     return done.stdout
+
+
+def _validated(places: Places, config: CharmConfig, option: str, text: str, command: str, what: str) -> dict[str, Any]:
+    """Have the shipped authenticator check an option's text, for the mode that the options set; gives its answer."""
+    mode = ["--upstream-compatible"] if config.names_upstream_way else []
+    done = _run_cli(_shipped_program(places), [command, *mode, "-"], text)
+    if done.returncode not in {0, 1}:
+        raise WorkloadError(f"the authenticator cannot check {what}: {_last_line(done.stderr)}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if not answer["valid"]:
+        found = answer["errors"]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError(option, f"{_finding(found[0])}{more}; nothing was changed")
+    return answer
 
 
 def _finding(item: dict[str, Any]) -> str:

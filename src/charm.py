@@ -138,26 +138,15 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self._act(event, lambda: actions.show_webhook_config(self.places, self.place, self._config(), principal))
 
     def _on_get_kubeconfig(self, event: ops.ActionEvent) -> None:
-        self._act(
-            event,
-            lambda: kubeconfigs.make(
-                self.places,
-                actions.layout_at_hand(self.place, self._config()),
-                self._config(),
-                event.load_params(kubeconfigs.Wanted),
-            ),
-        )
+        self._act(event, lambda: kubeconfigs.make(*self._for_users(), event.load_params(kubeconfigs.Wanted)))
 
     def _on_get_horizon_settings(self, event: ops.ActionEvent) -> None:
-        self._act(
-            event,
-            lambda: horizon.make(
-                self.places,
-                actions.layout_at_hand(self.place, self._config()),
-                self._config(),
-                event.load_params(horizon.Wanted),
-            ),
-        )
+        self._act(event, lambda: horizon.make(*self._for_users(), event.load_params(horizon.Wanted)))
+
+    def _for_users(self) -> tuple[Places, apiserver.Layout | None, CharmConfig]:
+        """Give what files for users are made from."""
+        config = self._config()
+        return self.places, actions.layout_at_hand(self.place, config), config
 
     def _on_check_authentication(self, event: ops.ActionEvent) -> None:
         def checked() -> dict[str, str]:
@@ -221,7 +210,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
                 path = self.model.resources.fetch(RESOURCE)
             except ops.ModelError as error:
                 # Juju's word for "not attached" is an error, too, and not one that can be told from others.
-                behind = upstream.in_force(self.places) if upstream.port_in_force(self.places) else None
+                behind = upstream.asked(self.places)
                 if behind is not None and behind.record.url == upstream.FROM_RESOURCE:
                     raise Waiting(f"resource {RESOURCE}: the controller does not give it: {error}") from error
         # Charmhub wants a file for each resource: an empty one stands for none.

@@ -21,6 +21,7 @@ import requests
 import actions
 import apiserver
 import authenticator
+import files
 import flags
 import reach
 import webhook
@@ -112,7 +113,7 @@ def of_file(name: str) -> str:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise Blocked(f"token-file: {name} is no file")
-        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        if not files.is_private(found):
             raise Blocked(
                 f"token-file: {name} is not root's alone (its mode is {stat.S_IMODE(found.st_mode):04o}): others may"
                 " have read the token. Have it revoked, and write a new one with: install -m 600 /dev/stdin FILE"

@@ -23,6 +23,7 @@ import requests
 import yaml
 
 import files
+import secret
 from apiserver import Layout
 from apiserver.verify import Admin, Unverified, as_admin
 from config import CharmConfig
@@ -208,9 +209,7 @@ def _inlined(path: Path) -> bytes:
     """
     option = "sync-kubeconfig"
     try:
-        found = path.stat()
-        if found.st_uid != 0 or found.st_mode & 0o077:
-            raise ConfigError(option, f"{path} must be root's alone: chown root, chmod 600")
+        secret.private(option, path)
         admin = Admin.load(path)
         config: Any = yaml.safe_load(path.read_bytes())
         name = config.get("current-context") or config["contexts"][0]["name"]

@@ -198,6 +198,11 @@ def open_plain(root: Path, path: Path) -> IO[bytes]:
         os.close(at)
 
 
+def is_private(found: os.stat_result) -> bool:
+    """Tell whether nobody but root (whoever runs this) has been able to read or write a file."""
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
 def folder(path: Path, mode: int, group: int | None = None) -> None:
     """Make a folder, and its parents, with this mode and group; one that is there gets them."""
     path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import apiserver
 import files
 import kubeconfigs
 from config import CharmConfig
-from errors import Blocked
 from files import Places
 
 FILE = "_80_kubernetes_keystone.py"
@@ -51,15 +50,11 @@ def make(places: Places, layout: apiserver.Layout | None, config: CharmConfig, w
         insecure=config.keystone_in_clear,
         flavour=wanted.flavour,
     )
-    results = {"settings": text, "file": FILE, "server": server.url, "found": server.source}
-    if server.problem:
-        results["warning"] = f"from this machine {server.problem}; users may reach it all the same"
-    if len(text.encode()) > kubeconfigs.MOST_BYTES:
-        raise Blocked(
-            f"the settings would have {len(text.encode())} bytes, and an action's result may have"
-            f" {kubeconfigs.MOST_BYTES}: set kubernetes-ca and keystone-ca to the one CA certificate that is needed"
-        )
-    return results
+    return kubeconfigs.bounded(
+        {"settings": text, "file": FILE, **server.told()},
+        "settings",
+        "set kubernetes-ca and keystone-ca to the one CA certificate that is needed",
+    )
 
 
 def settings(

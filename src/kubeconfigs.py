@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 import requests
@@ -20,6 +20,7 @@ import yaml
 import apiserver
 import files
 import reach
+from actions import Words
 from config import CharmConfig, is_loopback
 from errors import Blocked, ConfigError
 from files import Places
@@ -29,15 +30,11 @@ MOST_BYTES = 120_000
 SECONDS = 10.0
 
 
-def _words(value: object) -> object:
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
 class Wanted(pydantic.BaseModel, frozen=True):
     """The parameters of get-kubeconfig."""
 
     flavour: Literal["plugin", "curl", "powershell", "openstack"] = "plugin"
-    projects: Annotated[list[str], pydantic.BeforeValidator(_words)] = []
+    projects: Words = []
     namespace: str = ""
     context: str = "keystone"
     cluster: str = "kubernetes"
@@ -82,6 +79,13 @@ class Server:
     source: str
     problem: str = ""
 
+    def told(self) -> dict[str, str]:
+        """Give the results of an action that are about it."""
+        results = {"server": self.url, "found": self.source}
+        if self.problem:
+            results["warning"] = f"from this machine {self.problem}; users may reach it all the same"
+        return results
+
 
 def make(places: Places, layout: apiserver.Layout | None, config: CharmConfig, wanted: Wanted) -> dict[str, str]:
     """Write a kubeconfig for users.
@@ -109,23 +113,28 @@ def make(places: Places, layout: apiserver.Layout | None, config: CharmConfig, w
         "environment": reads,
         "contexts": _contexts(config, wanted, login),
     }
-    results = {
-        "kubeconfig": files.render(places.templates, "user-kubeconfig.yaml", values),
-        "server": server.url,
-        "found": server.source,
-    }
+    results = {"kubeconfig": files.render(places.templates, "user-kubeconfig.yaml", values), **server.told()}
     if wanted.flavour == "openstack":
         cloud = {"cloud": wanted.cloud, "keystone_url": config.keystone_url, "keystone_ca": config.keystone_ca}
         results["clouds"] = files.render(places.templates, "clouds.yaml", cloud)
         if config.keystone_ca:
             results["keystone-ca"] = config.keystone_ca
-    if server.problem:
-        results["warning"] = f"from this machine {server.problem}; users may reach it all the same"
-    if (size := max(len(text.encode()) for text in results.values())) > MOST_BYTES:
-        raise Blocked(
-            f"the kubeconfig would have {size} bytes, and an action's result may have {MOST_BYTES}: ask for fewer"
-            " projects at once, or set kubernetes-ca and keystone-ca to the one CA certificate that is needed"
-        )
+    return bounded(
+        results,
+        "kubeconfig",
+        "ask for fewer projects at once, or set kubernetes-ca and keystone-ca to the one CA certificate that is needed",
+    )
+
+
+def bounded(results: dict[str, str], what: str, way_out: str) -> dict[str, str]:
+    """Give an action's results as they are.
+
+    Raises:
+        Blocked: one of them is longer than Juju takes.
+    """
+    size = max(len(text.encode()) for text in results.values())
+    if size > MOST_BYTES:
+        raise Blocked(f"the {what} would have {size} bytes, and an action's result may have {MOST_BYTES}: {way_out}")
     return results
 
 

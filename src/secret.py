@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import ops
 
+import files
 from errors import ConfigError
 
 MOST_BYTES = 64 * 1024
@@ -27,9 +29,7 @@ def read(model: ops.Model, option: str, value: str) -> str:
         return json.dumps(granted(model, option, value))
     path = Path(value)
     try:
-        found = path.stat()
-        if found.st_uid != 0 or found.st_mode & 0o077:
-            raise ConfigError(option, f"{path} must be root's alone: chown root, chmod 600")
+        found = private(option, path)
         if not path.is_file() or found.st_size > MOST_BYTES:
             raise ConfigError(option, f"{path} is no file of less than {MOST_BYTES // 1024} KiB")
         return path.read_text(encoding="utf-8")
@@ -37,6 +37,19 @@ def read(model: ops.Model, option: str, value: str) -> str:
         raise ConfigError(option, f"{path}: {error.strerror}; the file has to be on every unit") from None
     except UnicodeDecodeError:
         raise ConfigError(option, f"{path} is not a text in UTF-8") from None
+
+
+def private(option: str, path: Path) -> os.stat_result:
+    """Look at a file that an option names.
+
+    Raises:
+        ConfigError: others than root may have read or written it.
+        OSError: it is not there.
+    """
+    found = path.stat()
+    if not files.is_private(found):
+        raise ConfigError(option, f"{path} must be root's alone: chown root, chmod 600")
+    return found
 
 
 def granted(model: ops.Model, what: str, name: str) -> dict[str, str]:

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -142,6 +141,11 @@ def in_force(places: Places) -> Installed | None:
     """Give the version that stands behind the endpoint, or did last; None where there was none."""
     kept = _kept(places)
     return Installed(_program(places, kept[0]), kept[0]) if kept else None
+
+
+def asked(places: Places) -> Installed | None:
+    """Give the version that the authenticator asks now; None where it asks none."""
+    return in_force(places) if port_in_force(places) else None
 
 
 def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *, with_policy: bool) -> Backend:
@@ -305,7 +309,7 @@ def _login(places: Places, config: CharmConfig, reference: Reference, secret: Se
     try:
         with files.open_plain(places.root, Path(value)) as stream:
             have = os.fstat(stream.fileno())
-            if have.st_uid != os.geteuid() or stat.S_IMODE(have.st_mode) & 0o077:
+            if not files.is_private(have):
                 raise ConfigError(CREDENTIALS, f"{value} can be read by others than root: chmod 0600, chown root")
             content = json.loads(stream.read(LOGIN_BYTES))
     except FileNotFoundError:

@@ -13,7 +13,6 @@ import fcntl
 import grp
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from apiserver.wanted import Wanted
 _WATCH = "kubernetes-keystone-watch.service"
 _BYPASS = "kubernetes-keystone-bypass.service"
 _CONTAINER = "kube-apiserver"
-_SECONDS = 40  # for the script, which waits for the lock for 10 s
+_GUARD_SECONDS = 40  # the script tries the lock for a moment, too
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
 
@@ -172,7 +171,7 @@ class Pod:
         self.layout.config_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(self.layout.config_folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _until(lambda: _locked(descriptor), _SECONDS)  # the script tries it for a moment
+            _until(lambda: _locked(descriptor), _GUARD_SECONDS)
             yield
         finally:
             os.close(descriptor)
@@ -325,16 +324,7 @@ class Pod:
             WiringError: with what it said, where it did not succeed.
 
         """
-        name = str(self.layout.place.pod_script)
-        command = ["/bin/sh", "-c", self._script().decode(), name, mode]
-        try:
-            done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=_SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise WiringError(f"{name} {mode} did not end within {_SECONDS} s: is a disk hanging?") from None
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().removeprefix("kubernetes-keystone: ")
-            raise WiringError(f"{name} {mode}: {said or f'status {done.returncode}'}")
-        return done.stdout.decode()
+        return script.execute(self.layout.place.pod_script, mode, text=self._script(), given=given).decode()
 
 
 def _named_files(kubeconfig: bytes) -> Iterator[str]:

@@ -18,7 +18,7 @@ TEMPORARY = ".kubernetes-keystone.new"
 OWN_FILE = "99-kubernetes-keystone"
 """The name of our file in a layout's `args_folder`: behind those of the owners."""
 _RETRY_TIMER = "kubernetes-keystone-retry.timer"
-_SECONDS = 40  # the script bounds itself to 35
+_SECONDS = 40  # the scripts bound themselves to less
 
 
 def own_file(layout: UnitLayout) -> Path | None:
@@ -83,7 +83,7 @@ def chain(layout: UnitLayout) -> None:
         WiringError: the webhook that is set now cannot be written down.
 
     """
-    _run(layout, "chain", _uninstalled(layout))
+    _run(layout, "chain", _render("apiserver-flags", layout))
 
 
 def run(layout: UnitLayout, mode: str) -> None:
@@ -93,7 +93,7 @@ def run(layout: UnitLayout, mode: str) -> None:
         WiringError: with what it said, where it did not succeed.
 
     """
-    _run(layout, mode, [str(layout.place.script)])
+    _run(layout, mode)
 
 
 def others(layout: UnitLayout) -> str:
@@ -103,23 +103,38 @@ def others(layout: UnitLayout) -> str:
         WiringError: they cannot be read.
 
     """
-    return _run(layout, "others", _uninstalled(layout))
+    text = _run(layout, "others", _render("apiserver-flags", layout)).decode(errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _uninstalled(layout: UnitLayout) -> list[str]:
-    return ["-c", _render("apiserver-flags", layout).decode(), str(layout.place.script)]
+def execute(path: Path, mode: str, *more: str, text: bytes | None = None, given: str = "") -> bytes:
+    """Run one of our scripts and give what it printed.
 
+    Args:
+        path: where it is, or would be.
+        mode: what it is to do.
+        more: words after that.
+        text: itself, where it need not be installed.
+        given: for its standard input.
 
-def _run(layout: UnitLayout, mode: str, program: list[str]) -> str:
-    command = ["/bin/sh", *program, mode, "bounded"]
+    Raises:
+        WiringError: with what it said, where it did not succeed.
+
+    """
+    program = [str(path)] if text is None else ["-c", text.decode(), str(path)]
+    command = ["/bin/sh", *program, mode, *more]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise WiringError(f"{layout.place.script} {mode} did not end within {_SECONDS} s: is a disk hanging?") from None
+        raise WiringError(f"{path} {mode} did not end within {_SECONDS} s: is a disk hanging?") from None
     if done.returncode:
-        said = done.stderr.strip().removeprefix("kubernetes-keystone: ") or f"status {done.returncode}"
-        raise WiringError(f"{layout.place.script} {mode}: {said}")
+        said = done.stderr.decode(errors="replace").strip().removeprefix("kubernetes-keystone: ")
+        raise WiringError(f"{path} {mode}: {said or f'status {done.returncode}'}")
     return done.stdout
+
+
+def _run(layout: UnitLayout, mode: str, text: bytes | None = None) -> bytes:
+    return execute(layout.place.script, mode, "bounded", text=text)
 
 
 def _render(name: str, layout: UnitLayout) -> bytes:

@@ -16,11 +16,9 @@ server that finds the configuration to say what it said neither reads the kubeco
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +28,8 @@ from typing import Any
 import yaml
 
 from apiserver import files, script, verify, wanted, ways, yamltext
-from apiserver.model import ApplyFailed, Authorizer, Conflict, Layout, NotReady, Patience, WiringError
+from apiserver.model import ApplyFailed, Authorizer, Conflict, Layout, NotReady, Patience
+from apiserver.refused import Refused
 from apiserver.verify import Unverified
 from apiserver.yamltext import MARK, Unsafe, entries
 
@@ -43,7 +42,6 @@ VERSIONS = ("v1", "v1beta1", "v1alpha1")
 _GROUP = "apiserver.config.k8s.io"
 _PREFIX = f"{NAME}-"  # of the kubeconfigs; the script knows them by it
 _METRICS = "apiserver_authorization_config_controller_"
-_SECONDS = 40
 
 
 def named(layout: Layout) -> str:
@@ -315,7 +313,7 @@ class _Change:
             return
         # The name of the kubeconfig is another one each time; all else that would be tried is in this.
         digest = hashlib.sha256((self.config.with_ours(authorizer, "") + checksum).encode()).hexdigest()
-        refused = _Refused.read(layout)
+        refused = Refused.read(layout.place.refused_authorizer)
         if refused and refused.digest == digest:
             raise ApplyFailed(refused.reason, refused.log)
         files.remove(layout.place.refused_authorizer)
@@ -342,7 +340,7 @@ class _Change:
             except Unverified as error:
                 log = way.log_tail(since)
                 self._put_back(edited, accepted)
-                _Refused(digest, f"{self.path}: {error}", log).write(layout)
+                Refused(digest, f"{self.path}: {error}", log).write(layout.place.refused_authorizer)
                 raise ApplyFailed(f"{self.path}: {error}", log) from None
             self._confirm(edited, trial)
 
@@ -417,26 +415,6 @@ class _Change:
         for path in self.path.parent.glob(f"{_PREFIX}*.kubeconfig"):
             if path != kubeconfig:
                 files.remove(path)
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """The entry that failed its trial, and why: not tried again until it, or what is around it, is another."""
-
-    digest: str
-    reason: str
-    log: tuple[str, ...]
-
-    @classmethod
-    def read(cls, layout: Layout) -> _Refused | None:
-        try:
-            value = json.loads(layout.place.refused_authorizer.read_bytes())
-            return cls(value["digest"], value["reason"], tuple(value["log"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, layout: Layout) -> None:
-        files.write(layout.place.refused_authorizer, json.dumps(vars(self), indent=1).encode(), 0o600)
 
 
 @dataclass(frozen=True)
@@ -526,13 +504,4 @@ def _run(layout: Layout, mode: str, given: str = "") -> str:
         WiringError: with what it said, where it did not succeed.
 
     """
-    name = str(layout.place.authorizer_script)
-    command = ["/bin/sh", "-c", _script(layout).decode(), name, mode]
-    try:
-        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise WiringError(f"{name} {mode} did not end within {_SECONDS} s: is a disk hanging?") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().removeprefix("kubernetes-keystone: ")
-        raise WiringError(f"{name} {mode}: {said or f'status {done.returncode}'}")
-    return done.stdout.decode()
+    return script.execute(layout.place.authorizer_script, mode, text=_script(layout), given=given).decode()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import shutil
 import time
@@ -35,6 +34,7 @@ from apiserver.model import (
     State,
     WiringError,
 )
+from apiserver.refused import Refused
 from apiserver.verify import Unverified, verify
 from apiserver.wanted import Stage, Wanted
 
@@ -215,7 +215,7 @@ def remove(
 def state(layout: Layout) -> State:
     """Tell what is in force, judged by the running process. Changes nothing."""
     found = wanted.read(layout.place)
-    refused = _Refused.read(layout.place)
+    refused = Refused.read(layout.place.refused)
     if found is None:
         if refused:
             return State(Kind.FAILED, refused.reason, refused.digest, refused.log)
@@ -233,26 +233,6 @@ def state(layout: Layout) -> State:
     if found.stage is Stage.ACQUITTED:
         return State(Kind.PENDING, "the API server kept ending, with and without Keystone's flags", found.digest)
     return State(Kind.PENDING, "the API server is not running with Keystone's flags", found.digest)
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """The wiring that failed its trial, and why: not tried again until something else is desired."""
-
-    digest: str
-    reason: str
-    log: tuple[str, ...]
-
-    @classmethod
-    def read(cls, place: Place) -> _Refused | None:
-        try:
-            value = json.loads(place.refused.read_bytes())
-            return cls(value["digest"], value["reason"], tuple(value["log"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, place: Place) -> None:
-        files.write(place.refused, json.dumps(vars(self), indent=1).encode(), 0o600)
 
 
 @dataclass(frozen=True)
@@ -274,7 +254,7 @@ class _Wiring:
         _make_state_folder(place)
         way.install()
 
-        refused = _Refused.read(place)
+        refused = Refused.read(place.refused)
         if refused and refused.digest != desired.digest:
             files.remove(place.refused)
             refused = None
@@ -320,7 +300,7 @@ class _Wiring:
         problem = self._try(trial, desired.files, "with Keystone's flags")
         if problem:
             log = way.log_tail(since)
-            _Refused(desired.digest, problem, log).write(place)
+            Refused(desired.digest, problem, log).write(place.refused)
             self._put_back(before)
             raise ApplyFailed(problem, log)
         return True
