@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from testbed import setup
 from testbed.cache import Run, TestbedError
 from testbed.certificates import Authority, pem
-from testbed.processes import free_port, process
+from testbed.processes import Standing, free_port, process
 
 START_TIMEOUT = 60.0  # seconds; 4 are usual
 AUDIENCE = "https://kubernetes.default.svc"
 
 
-class ApiServer:
+class ApiServer(Standing):
     """A kube-apiserver of one's own.
 
     Args:
@@ -36,27 +36,17 @@ class ApiServer:
     """
 
     def __init__(self, *flags: str) -> None:
+        super().__init__()
         self._flags = flags
         self.admin_token = secrets.token_urlsafe(24)
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> ApiServer:
-        """Start both, and wait until the API server is ready."""
+    def _begin(self) -> None:
         etcd, kubernetes = setup.etcd() / "etcd", setup.kubernetes() / "kube-apiserver"
         run = Run("apiserver")
         self._stack.callback(run.remove)
         self.folder = run.folder
-        try:
-            self._write()
-            self._start(etcd, kubernetes)
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End both and remove everything of them."""
-        self._stack.close()
+        self._write()
+        self._start(etcd, kubernetes)
 
     def _write(self) -> None:
         authority = Authority("API server of the test bed")

@@ -20,7 +20,7 @@ from testbed import setup
 from testbed.browser import page
 from testbed.cache import Run, TestbedError
 from testbed.keystone import Keystone, User
-from testbed.processes import free_port, process
+from testbed.processes import Standing, free_port, process
 
 START_TIMEOUT = 120.0  # seconds; 3 are usual
 SNIPPET = "_80_kubernetes_keystone.py"
@@ -30,7 +30,7 @@ BUTTON = "text=Download kubeconfig file"
 PICTURE = setup.HERE.parent / "docs" / "images" / "horizon.png"
 
 
-class Horizon:
+class Horizon(Standing):
     """A Horizon of one's own.
 
     Args:
@@ -40,29 +40,19 @@ class Horizon:
     """
 
     def __init__(self, keystone: Keystone, settings: str = "") -> None:
+        super().__init__()
         self._keystone = keystone
         self._settings = settings
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Horizon:
-        """Start it, and wait until it answers."""
+    def _begin(self) -> None:
         template, venv = setup.horizon_template(), setup.horizon()
         run = Run("horizon")
         self._stack.callback(run.remove)
         self.folder = run.folder
-        try:
-            package = self.folder / "openstack_dashboard"
-            shutil.copytree(template / package.name, package, copy_function=os.link)
-            (package / "local" / "local_settings.d" / SNIPPET).write_text(self._settings)
-            self._start(venv / "bin" / "gunicorn", template / "static")
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it and remove everything of it."""
-        self._stack.close()
+        package = self.folder / "openstack_dashboard"
+        shutil.copytree(template / package.name, package, copy_function=os.link)
+        (package / "local" / "local_settings.d" / SNIPPET).write_text(self._settings)
+        self._start(venv / "bin" / "gunicorn", template / "static")
 
     def _start(self, gunicorn: Path, static: Path) -> None:
         port = free_port()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import secrets
@@ -10,6 +11,33 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+_S = TypeVar("_S", bound="Standing")
+
+
+class Standing(abc.ABC):
+    """Something made of programs that run beside us: up inside the context, and all of it gone behind it."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self: _S) -> _S:
+        """Start it, and wait until it answers."""
+        try:
+            self._begin()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it and remove everything of it."""
+        self._stack.close()
+
+    @abc.abstractmethod
+    def _begin(self) -> None:
+        """Start everything, each with its end in `self._stack`."""
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 from testbed import setup
 from testbed.cache import TestbedError
 from testbed.keystone import Group, Keystone
-from testbed.processes import free_port, process
+from testbed.processes import Standing, free_port, process
 
 PROVIDER = "sso"
 PROTOCOL = "openid"
@@ -33,7 +33,7 @@ sso_callback_template = {venv}/etc/keystone/sso_callback_template.html
 """
 
 
-class SingleSignOn:
+class SingleSignOn(Standing):
     """A Keystone, Apache in front of it (`url`) and an identity provider.
 
     Args:
@@ -43,33 +43,23 @@ class SingleSignOn:
     """
 
     def __init__(self, *origins: str, authorization_ttl: int | None = 60) -> None:
+        super().__init__()
         self._origins = origins
         self._ttl = authorization_ttl
-        self._stack = contextlib.ExitStack()
         self.port, self._provider_port = free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.port}/v3"
         self._issuer = f"http://127.0.0.1:{self._provider_port}"
         self._session = requests.Session()
         self._session.trust_env = False
 
-    def __enter__(self) -> SingleSignOn:
-        """Start all three, and wait until they answer."""
+    def _begin(self) -> None:
         trusted = "".join(f"trusted_dashboard = {origin}\n" for origin in self._origins)
         settings = KEYSTONE.format(venv=setup.keystone()) + trusted
         setup.apache()
-        try:
-            self._stack.enter_context(self._session)
-            self.keystone = self._stack.enter_context(Keystone(settings=settings))
-            self._start()
-            self._federate()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End them and remove everything of them."""
-        self._stack.close()
+        self._stack.enter_context(self._session)
+        self.keystone = self._stack.enter_context(Keystone(settings=settings))
+        self._start()
+        self._federate()
 
     def _start(self) -> None:
         folder = self.keystone.folder / "apache2"
