@@ -255,6 +255,18 @@ def test_a_power_cut_during_the_trial_ends_without_our_flags_and_the_next_hook_t
     assert pods(stage, token()) == 200
 
 
+def test_a_machine_that_starts_without_juju_lets_keystones_users_in(
+    stage: Stage, unit: Unit, token: Callable[[], str]
+) -> None:
+    unit.relate()
+    told = unit.hooks[:]
+    stage.machine.reboot()
+    stage.machine.wait(lambda: pods(stage, token()) == 200, "a Keystone user to get in", 60)
+    assert b"kubernetes-keystone" in stage.cluster.args()
+    assert stage.machine.show(LOOK, "ActiveState")["ActiveState"] == "inactive"
+    assert unit.hooks == told, "no hook has run"
+
+
 @pytest.mark.parametrize(
     "order",
     [("departed", "broken", "stop", "remove"), ("stop", "remove"), ("remove",), ("broken", "departed", "remove")],

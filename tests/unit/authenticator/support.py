@@ -125,7 +125,7 @@ def eventually(holds: Callable[[], Any], seconds: float = 2.0) -> Any:
 class StandIn:
     """An HTTP service of whose requests `behaviour` decides; `requests` are kept as (method, path, headers, body)."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.behaviour: Callable[[str, str, dict[str, str], bytes], tuple[int, Any]] = lambda *_: (200, {})
         self.headers: dict[str, str] = {}
