@@ -380,7 +380,9 @@ def test_whoever_takes_the_authenticator_over_gets_nothing_else(story: Story) ->
 
 def test_a_crash_leaves_no_core_with_tokens_in_it(story: Story) -> None:
     pid = story.stage.machine.show(SERVICE, "MainPID")["MainPID"]
-    (limit,) = [line for line in story.stage.machine.read(f"/proc/{pid}/limits").decode().splitlines() if "core" in line]
+    (limit,) = [
+        line for line in story.stage.machine.read(f"/proc/{pid}/limits").decode().splitlines() if "core" in line
+    ]
     assert limit.split()[4:6] == ["0", "0"]
 
 

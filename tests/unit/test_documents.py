@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from tests.documents import table
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted(path for pattern in ("*.md", "*/*.md") for path in PROJECT.glob(pattern) if path.parts[-2][0] != ".")
@@ -16,6 +20,7 @@ PAGES = sorted(path for pattern in ("*.md", "*/*.md") for path in PROJECT.glob(p
 LINK = re.compile(r"(?<!\\)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 REFERENCE = re.compile(r"^\[([^\]]+)\]: (\S+)$", re.MULTILINE)
 THREATS = "docs/threat-model.md"
+FAULTS = "when-things-break.md"
 
 
 @cache
@@ -57,7 +62,9 @@ def problem(page: Path, target: str) -> str | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    targets = [target for _, target in LINK.findall(text(page))] + [target for _, target in REFERENCE.findall(text(page))]
+    targets = [target for _, target in LINK.findall(text(page))] + [
+        target for _, target in REFERENCE.findall(text(page))
+    ]
     assert [problem(page, target) for target in targets if problem(page, target)] == []
 
 
@@ -101,3 +108,25 @@ def test_every_attack_has_its_number_a_test_and_a_word_about_what_is_left() -> N
     cells = [[cell.strip() for cell in row.split(" | ")] for row in rows()]
     assert [int(row[0].lstrip("| ")) for row in cells] == list(range(1, len(cells) + 1))
     assert [row[0] for row in cells if len(row) != 5 or "](../tests/" not in row[4] or not all(row[1:4])] == []
+
+
+def said_by_python(source: str) -> Iterator[str]:
+    """What a module can say: its texts, with `…` for what it puts into them."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.sub(r"%[sd]", "…", node.value)
+
+
+def test_a_fault_is_found_by_the_very_words_that_the_programs_use() -> None:
+    said = [word for path in (PROJECT / "src").rglob("*.py") for word in said_by_python(path.read_text("utf-8"))]
+    said += [path.read_text("utf-8") for path in (PROJECT / "templates" / "apiserver").iterdir()]
+    rows = table(FAULTS, "| words")
+    assert len(rows) > 15
+    unknown = []
+    for words, *_ in rows:
+        parts = [re.escape(part) for part in words.strip("`").split("…")]
+        if not any(re.search(".*".join(parts), one) for one in said):
+            unknown.append(words)
+    assert unknown == []
