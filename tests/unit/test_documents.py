@@ -120,7 +120,8 @@ def said_by_python(source: str) -> Iterator[str]:
 
 
 def test_a_fault_is_found_by_the_very_words_that_the_programs_use() -> None:
-    said = [word for path in (PROJECT / "src").rglob("*.py") for word in said_by_python(path.read_text("utf-8"))]
+    programs = [path for path in (PROJECT / "src").rglob("*.py") if "kubectl_keystone_auth" not in path.parts]
+    said = [word for path in programs for word in said_by_python(path.read_text("utf-8"))]
     said += [path.read_text("utf-8") for path in (PROJECT / "templates" / "apiserver").iterdir()]
     rows = table(FAULTS, "| words")
     assert len(rows) > 15
