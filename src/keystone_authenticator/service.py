@@ -377,9 +377,8 @@ class Service:
             raise StartError(str(error)) from None
         self._addresses = (None if webhook else self.settings.listen, self.settings.private_listen)
         self._webhook = Listener(sock, self._handler)
-        self._private = Listener(
-            private, PrivateHandler(self), Limits(body=0, connections=64, idle=60, first_request=30)
-        )
+        # All who come here are strangers: the oldest goes for a new one, and no number of them keeps the charm out.
+        self._private = Listener(private, PrivateHandler(self), Limits(body=0, idle=60, first_request=30))
         self._private.listen(None)
         self._webhook.listen(self._tls_context)
         self._tls_listening = self._tls_context
