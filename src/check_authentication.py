@@ -7,9 +7,7 @@ what to do. The token itself is nowhere in what comes out, and in no program's a
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +19,15 @@ import requests
 import actions
 import apiserver
 import authenticator
-import files
 import flags
 import reach
+import secret
 import webhook
 from apiserver import verify
 from config import CharmConfig
 from errors import Blocked
 from files import Places
+from printable import printable
 
 LONGEST = 64 * 1024
 MOST_TOLD = 30_000
@@ -103,24 +102,7 @@ def of_file(name: str) -> str:
     Raises:
         Blocked: it is not there, or others could have read or written it.
     """
-    if not name.startswith("/"):
-        raise Blocked(f"token-file: {name!r} does not begin at the root: give a whole path, on this unit's machine")
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise Blocked(f"token-file: {name} cannot be read on this unit's machine: {error.strerror}") from None
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise Blocked(f"token-file: {name} is no file")
-        if not files.is_private(found):
-            raise Blocked(
-                f"token-file: {name} is not root's alone (its mode is {stat.S_IMODE(found.st_mode):04o}): others may"
-                " have read the token. Have it revoked, and write a new one with: install -m 600 /dev/stdin FILE"
-            )
-        return clean(os.read(handle, LONGEST + 2).decode("ascii", "replace"), "token-file")
-    finally:
-        os.close(handle)
+    return clean(secret.of_file("token-file", name).decode("ascii", "replace"), "token-file")
 
 
 # --- its way
@@ -189,8 +171,9 @@ class _Way:
             )
         credential = f" by the application credential {said.credential}" if said.credential else ""
         return (
-            f"{_plain(said.user)} (domain {_plain(said.domain)}){credential} in the project {_plain(said.project)},"
-            f" roles {', '.join(map(_plain, said.roles))}, until {said.expires or 'for ever'}"
+            f"{printable(said.user)} (domain {printable(said.domain)}){credential} in the project"
+            f" {printable(said.project)}, roles {', '.join(map(printable, said.roles))},"
+            f" until {said.expires or 'for ever'}"
         )
 
     def identity(self) -> str:
@@ -208,12 +191,14 @@ class _Way:
             ) from None
         if self.ours.get("authenticated"):
             user = self.ours.get("user") or {}
-            return f"the endpoint takes its holder for {_plain(user.get('username', ''))}"
+            return f"the endpoint takes its holder for {printable(user.get('username', ''))}"
         error = str(self.ours.get("error") or "")
         if not self.is_keystones:
-            return f"the endpoint has nobody for it{f' ({_plain(error)})' if error else ''}, see the next step"
+            return f"the endpoint has nobody for it{f' ({printable(error)})' if error else ''}, see the next step"
         if error:
-            raise Stopped(f"the authenticator cannot tell: {_plain(error)}. See journalctl -u {authenticator.SERVICE}")
+            raise Stopped(
+                f"the authenticator cannot tell: {printable(error)}. See journalctl -u {authenticator.SERVICE}"
+            )
         raise Stopped(
             "the authenticator says no. A refusal is kept for ten seconds: try again, and then see"
             f" journalctl -u {authenticator.SERVICE}, which has the reason"
@@ -231,7 +216,7 @@ class _Way:
             return "the cluster's own token webhook, behind ours, knows it"
         if state == "ready" and self.ours.get("error"):
             raise Stopped(
-                f"the cluster's own token webhook gives no verdict: {_plain(str(self.ours['error']))}."
+                f"the cluster's own token webhook gives no verdict: {printable(str(self.ours['error']))}."
                 " Look at that webhook"
             )
         if state == "ready":
@@ -243,13 +228,14 @@ class _Way:
         with self._as_holder() as (session, url):
             user = self._who(session, url)
         name = str(user.get("username", ""))
-        self.found["user"] = _plain(name)
-        if groups := [_plain(str(group)) for group in user.get("groups") or []]:
+        self.found["user"] = printable(name)
+        if groups := [printable(str(group)) for group in user.get("groups") or []]:
             self.found["groups"] = "\n".join(actions.shortened(groups))
         told = (self.ours.get("user") or {}).get("username")
         if told and told != name:
-            return f"{_plain(name)}, and not {_plain(told)}: it is not our endpoint that it believes about this token"
-        return f"{_plain(name)}"
+            ours = printable(told)
+            return f"{printable(name)}, and not {ours}: it is not our endpoint that it believes about this token"
+        return printable(name)
 
     def access(self) -> str:
         """Ask what the holder may do, in one namespace."""
@@ -358,7 +344,7 @@ class _Way:
         status = self._post(session, f"{url}{GROUP}/selfsubjectaccessreviews", review).get("status") or {}
         if status.get("allowed"):
             return "yes"
-        return f"no ({_plain(str(status['evaluationError']))})" if status.get("evaluationError") else "no"
+        return f"no ({printable(str(status['evaluationError']))})" if status.get("evaluationError") else "no"
 
     def _post(self, session: requests.Session, path: str, review: dict[str, Any]) -> dict[str, Any]:
         body = {"apiVersion": "authorization.k8s.io/v1", **review}
@@ -397,10 +383,5 @@ def _rules(listed: Sequence[Any]) -> list[str]:
         resources = [str(one) for one in rule.get("resources") or [] if not str(one).startswith("selfsubject")]
         if resources:
             names = f" named {', '.join(map(str, rule['resourceNames']))}" if rule.get("resourceNames") else ""
-            lines.append(_plain(f"{', '.join(map(str, rule.get('verbs') or []))}: {', '.join(resources)}{names}"))
+            lines.append(printable(f"{', '.join(map(str, rule.get('verbs') or []))}: {', '.join(resources)}{names}"))
     return lines
-
-
-def _plain(text: str) -> str:
-    """Give a text that others chose as one line that cannot move a terminal's cursor."""
-    return text if text.isprintable() else ascii(text)

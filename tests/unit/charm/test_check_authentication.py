@@ -98,11 +98,15 @@ def test_what_is_no_file_is_refused_and_not_waited_for(ready, tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     put(tmp_path / "token")
     (tmp_path / "link").symlink_to(tmp_path / "token")
+    (tmp_path / "to").symlink_to(tmp_path)
     for name, complaint in (
-        ("pipe", "is no file"),
-        (".", "is no file"),
-        ("link", "cannot be read"),
-        ("nowhere", "No such file"),
+        ("pipe", "is no regular file"),
+        (".", "is no regular file"),
+        ("link", "link is a link, or no regular file; only a file that no link leads to is taken"),
+        ("to/token", "to is a link, or no folder; only a file that no link leads to is taken"),
+        ("nowhere", "is not on this unit's machine"),
+        ("n" * 300, "cannot be read: File name too long"),
+        ("to\0ken", "can be no file's name"),
     ):
         assert complaint in told(ready, token_file=str(tmp_path / name))
     assert "does not begin at the root" in told(ready, token_file="token")
