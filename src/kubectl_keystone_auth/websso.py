@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from kubectl_keystone_auth import terminal
 from kubectl_keystone_auth.conversation import Conversation
-from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused
+from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused, printable
 from kubectl_keystone_auth.keystone import Keystone, domain_of
 from kubectl_keystone_auth.loopback import PORT, Loopback
 from kubectl_keystone_auth.options import Options, base_url
@@ -190,8 +190,7 @@ def choose(projects: Sequence[Project], options: Options, interactive: bool) -> 
 
 def _asked(projects: Sequence[Project]) -> list[Project]:
     for number, project in enumerate(projects, 1):
-        line = "".join(letter if letter.isprintable() else "?" for letter in str(project))
-        sys.stderr.write(f"{number:3} {line}\n")
+        sys.stderr.write(f"{number:3} {printable(str(project))}\n")
     given = terminal.ask("project, by its number", hidden=False).strip()
     if given.isdigit() and 0 < int(given) <= len(projects):
         return [projects[int(given) - 1]]
