@@ -198,6 +198,7 @@ class Connection(asyncio.Protocol):
         self._request = _UNREAD
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_wire = 0
         self._last = KnownHead(_UNREAD, 0)
         self._keep_alive = True
         self._waiting: deque[tuple[Request, bytes, bool]] = deque()
@@ -283,6 +284,11 @@ class Connection(asyncio.Protocol):
             # The parser keeps a header until it is whole; one that never ends is seen only here.
             if self._head_bytes > self._limits.head:
                 self._fail(text(431, "the request's head is too long"))
+        elif not self._in_head:
+            # Extensions of chunks and trailers have no end of their own, and the parser keeps the latter.
+            self._body_wire += len(data)
+            if self._body_wire > self._limits.head + 2 * self._limits.body:
+                self._fail(text(413, "the body, with what is around it, is too long"))
         if self._receiving and (self._completed or not in_work):
             self.since = time.monotonic()
 
@@ -292,6 +298,7 @@ class Connection(asyncio.Protocol):
         """A request begins."""
         self._receiving = True
         self._in_head = True
+        self._body_wire = 0
         self._header_count = 0
         self._url = b""
         self._content_type = ""

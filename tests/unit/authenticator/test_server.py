@@ -239,6 +239,13 @@ def test_a_head_that_never_ends_is_ended(server: Running) -> None:
     assert status_of(answer) == 431
 
 
+@pytest.mark.parametrize("begun", [b"0\r\nA: ", b"0\r\nA", b"1;a="], ids=["trailer", "its name", "extension"])
+def test_what_is_around_a_body_is_bounded_as_the_body_is(server: Running, begun: bytes) -> None:
+    head = b"POST /now HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = server.ask(head + begun, *(b"a" * 1000 for _ in range(60)), pause=0.001)
+    assert status_of(answer) == 413
+
+
 @pytest.mark.slow
 def test_a_head_that_trickles_is_ended_in_time(server: Running) -> None:
     began = time.monotonic()
