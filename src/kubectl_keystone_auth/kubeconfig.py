@@ -55,7 +55,9 @@ def kubectl(*arguments: str, kubeconfig: str = "", context: str = "") -> str:
     if program is None:
         raise BadInput("kubectl is not on the PATH")
     chosen = [f"--{name}={value}" for name, value in (("kubeconfig", kubeconfig), ("context", context)) if value]
-    done = subprocess.run([program, *arguments, *chosen], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    # It prints UTF-8 everywhere; what Python takes programs to print is another code page on Windows.
+    command = [program, *arguments, *chosen]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line] or ["no reason given"]
         raise PluginError(f"kubectl: {lines[-1][:300]}")
