@@ -169,4 +169,4 @@ def render(name: str, values: Mapping[str, object]) -> bytes:
         # They stand in single quotes, in awk's strings and in unit files.
         if any(character in str(value) for character in " '\"\\\n%$"):
             raise WiringError(f"{key}: {value} has a character that no path of ours can have")
-    return environment.from_string((_TEMPLATES / name).read_text()).render(values).encode()
+    return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(values).encode()

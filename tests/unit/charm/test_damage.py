@@ -13,6 +13,7 @@ import pytest
 
 import apiserver
 import authenticator
+import host
 import reach
 
 
@@ -45,6 +46,12 @@ def test_a_status_is_one_line_of_bounded_length(unit, wiring):
     assert isinstance(status, ops.BlockedStatus)
     assert "\n" not in status.message
     assert len(status.message) < 1100
+
+
+def test_what_a_service_has_logged_may_be_any_bytes():
+    assert host.run("printf", r"not UTF-8: \377") == "not UTF-8: \ufffd"
+    with pytest.raises(host.HostError, match="nor this: \ufffd$"):
+        host.run("sh", "-c", r"printf 'nor this: \377' >&2; exit 1")
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
