@@ -50,7 +50,7 @@ def test_a_status_is_one_line_of_bounded_length(unit, wiring):
 
 def test_what_a_service_has_logged_may_be_any_bytes():
     assert host.run("printf", r"not UTF-8: \377") == "not UTF-8: \ufffd"
-    with pytest.raises(host.HostError, match="nor this: \ufffd$"):
+    with pytest.raises(host.HostError, match=r"nor this: \ufffd$"):
         host.run("sh", "-c", r"printf 'nor this: \377' >&2; exit 1")
 
 
