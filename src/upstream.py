@@ -400,7 +400,7 @@ def _end(places: Places, unit: str) -> None:
 
 def _restarts(unit: str) -> int:
     told = host.systemctl("show", "--property=NRestarts", "--value", unit).strip()
-    return int(told) if told.isdigit() else 0
+    return int(told) if told.isdecimal() else 0
 
 
 def _escape(text: str) -> str:

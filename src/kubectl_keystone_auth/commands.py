@@ -113,7 +113,7 @@ class Words:
                 self._found[name] = ["true"]
             else:
                 self.login.append(word)
-                level = name == "v" and rest and rest[0].isdigit()
+                level = name == "v" and rest and rest[0].isdecimal()
                 if level or (flag[:2] == "--" and not equals and name not in (*SWITCHES, "v") and rest):
                     self.login.append(rest.pop(0))
 
