@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._header_count = 0
         self._in_head = True
-        self._completed = False
+        self._completed = self._answered = False
         self._url = b""
         self._content_type = ""
         self._audit_id = ""
@@ -259,12 +259,13 @@ class Connection(asyncio.Protocol):
             known = self._heads.get(data[:end])
             if known is not None and len(data) - end == known.length:
                 refusal = self._handler.refuse(known.request)
+                self._answered = False
                 if refusal is None:
                     self._take(known.request, data[end:], True)
                 else:
                     self._fail(refusal)
                 return
-        self._completed = False
+        self._completed = self._answered = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -381,13 +382,17 @@ class Connection(asyncio.Protocol):
 
     def _take(self, request: Request, body: bytes, keep_alive: bool) -> None:
         self._requests += 1
-        if self._task is not None or self._waiting or self._write_paused:
+        if self._task is not None or self._waiting or self._write_paused or self._answered:
+            # One at once of each piece that comes: then it is somebody else's turn.
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._next)
             self._waiting.append((request, body, keep_alive))
             if len(self._waiting) > self._limits.pipelined:
                 self._fail(text(400, "too many requests sent ahead"))
             elif len(self._waiting) >= self._limits.pipelined // 2:
                 self._transport.pause_reading()
             return
+        self._answered = True
         self._answer(request, body, keep_alive)
 
     def _answer(self, request: Request, body: bytes, keep_alive: bool) -> None:
