@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import jinja2
 
+from apiserver.files import folder as make_folder
 from apiserver.files import remove as remove
 from apiserver.files import write as write_whole
 
@@ -169,8 +170,8 @@ def open_plain(root: Path, path: Path) -> IO[bytes]:
 
 
 def folder(path: Path, mode: int, group: int | None = None) -> None:
-    """Make a folder, and its parents, with this mode and group; one that is there gets them."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make a folder with this mode and group, and those above it; one that is there gets them."""
+    make_folder(path)
     group = os.getegid() if group is None else group
     have = path.stat()
     if have.st_gid != group:

@@ -41,7 +41,7 @@ def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None =
         same = (have.st_mode, have.st_uid, have.st_gid) == (stat.S_IFREG | mode, *owner)
         if same and path.read_bytes() == content:
             return False
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder(path.parent)
     # Not the name that the script uses for its own new files, so that neither trips over the other.
     new = _new(path)
     new.unlink(missing_ok=True)
@@ -57,12 +57,19 @@ def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None =
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    above = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(above)
     finally:
-        os.close(folder)
+        os.close(above)
     return True
+
+
+def folder(path: Path) -> None:
+    """Make a folder that all may go through, and those above it, whatever the umask says; one that is there stays."""
+    for missing in [one for one in (*reversed(path.parents), path) if not one.exists()]:
+        missing.mkdir(exist_ok=True)
+        missing.chmod(0o755)
 
 
 def remove(path: Path) -> bool:

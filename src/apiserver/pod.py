@@ -171,7 +171,7 @@ class Pod:
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Hold a lock that ends with this process: when the script finds it free, a trial is over."""
-        self.layout.config_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.folder(self.layout.config_folder)
         descriptor = os.open(self.layout.config_folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _until(lambda: _locked(descriptor), _GUARD_SECONDS)
