@@ -121,7 +121,7 @@ def execute(path: Path, mode: str, *more: str, text: bytes | None = None, given:
         WiringError: with what it said, where it did not succeed.
 
     """
-    program = [str(path)] if text is None else ["-c", text.decode(), str(path)]
+    program = [str(path)] if text is None else ["-c", text, str(path)]
     command = ["/bin/sh", *program, mode, *more]
     try:
         done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=_SECONDS, check=False)

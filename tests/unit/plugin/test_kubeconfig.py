@@ -100,7 +100,10 @@ def test_ours_is_renewed_in_its_place(path):
 def test_a_name_that_is_somebody_elses_is_not_taken(path):
     for content, word in (
         ({**OTHERS, "users": [{"name": "demo", "user": {"token": "0123"}}]}, "logs in otherwise"),
+        ({**OTHERS, "users": [{"name": "demo", "user": {"exec": "x", "extensions": ["y"]}}]}, "logs in otherwise"),
+        ({**OTHERS, "users": [{"name": "demo", "user": {"exec": {"command": PROGRAM, "env": [1]}}}]}, "otherwise"),
         ({**OTHERS, "clusters": [{"name": "demo", "cluster": {"server": "https://x"}}]}, "another cluster"),
+        ({**OTHERS, "contexts": [{"name": "demo", "context": {"cluster": "old", "user": "admin"}}]}, "another context"),
     ):
         put(path, content)
         before = path.read_bytes()
@@ -110,7 +113,15 @@ def test_a_name_that_is_somebody_elses_is_not_taken(path):
         assert not path.with_name("config.lock").exists()
 
 
-@pytest.mark.parametrize("content", ["a: [gheim", "- gheim", "users: gheim", "users: [gheim]", "\0gheim"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: [gheim", "- gheim", "users: gheim", "users: [gheim]", "\0gheim",
+        "users: [{name: demo, user: gheim}]", "users: [{name: [gheim]}]",
+        "clusters: [{name: demo, cluster: gheim}]", "contexts: [{name: demo, context: gheim}]",
+        pytest.param(f"gheim: {'[' * 20_000}", id="deep"),
+    ],
+)  # fmt: skip
 def test_what_is_no_kubeconfig_is_left_as_it_is_and_not_quoted(path, content):
     put(path, content)
     with pytest.raises(BadInput, match="left as it is") as raised:
