@@ -54,6 +54,32 @@ def test_what_a_service_has_logged_may_be_any_bytes():
         host.run("sh", "-c", r"printf 'nor this: \377' >&2; exit 1")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(b"[" * 60_000, id="deep"), b"\xff\xfe", b'"', b"[1]", b'{"kind": "TokenReview", "status": []}'],
+)
+def test_an_answer_of_any_kind_is_told_from_the_right_one(content):
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v3"
+        with pytest.raises(reach.ConfigError, match="but not as Keystone"):
+            reach.keystone(url, "")
+        with pytest.raises(reach.ConfigError, match="but not as a TokenReview"):
+            reach.service("authn-server-url", url, "", "TokenReview")
+        server.shutdown()
+
+
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_an_answer_that_never_ends_is_not_waited_for(monkeypatch, pause):
     class Endless(http.server.BaseHTTPRequestHandler):
