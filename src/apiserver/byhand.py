@@ -28,6 +28,9 @@ from apiserver.wiring import chain
 _TOKENS = "authentication-token-webhook-config-file"
 _ACCESS = "authorization-webhook-config-file"
 _VERSIONS = ("v1", "v1beta1")
+_NOT_UNDERSTOOD = (
+    ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ class _Look:
 
     def _configuration(self, config: str) -> Iterator[str]:
         """Say what keeps us from being asked by the file that the authorization is in."""
-        paths = _webhooks(self.running.path(config))
+        paths = _webhooks(self.running, config)
         ours = [
             path for path in paths if (found := _Webhook.read(self.running, path)) and found.server == self.endpoint.url
         ]
@@ -280,7 +283,7 @@ class _Webhook:
     def read(cls, running: Process, path: str) -> _Webhook | None:
         """Read it as the API server does; None where that cannot be done."""
         try:
-            config: Any = yaml.safe_load(running.path(path).read_bytes())
+            config: Any = yaml.safe_load(running.content(path))
             contexts = {one["name"]: one["context"] for one in config.get("contexts") or ()}
             context = contexts.get(config.get("current-context")) or {}
             clusters = {one["name"]: one["cluster"] for one in config["clusters"]}
@@ -291,24 +294,24 @@ class _Webhook:
                 if section.get(f"{key}-data"):
                     return base64.b64decode(section[f"{key}-data"])
                 beside = str(PurePosixPath(path).parent / str(section[key])) if section.get(key) else ""
-                return running.path(beside).read_bytes() if beside else b""
+                return running.content(beside) if beside else b""
 
             return cls(
                 str(cluster.get("server", "")).replace("//localhost:", "//127.0.0.1:"),
                 content(cluster, "certificate-authority"),
                 content(users.get(context.get("user")) or {}, "client-certificate"),
             )
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
+        except (OSError, *_NOT_UNDERSTOOD):
             return None
 
 
-def _webhooks(config: Path) -> list[str]:
+def _webhooks(running: Process, config: str) -> list[str]:
     """Give the kubeconfigs that an authorization configuration names; none where it cannot be read."""
     try:
-        entries: Any = yaml.safe_load(config.read_bytes())["authorizers"]
+        entries: Any = yaml.safe_load(running.content(config))["authorizers"]
         webhooks = [one["webhook"]["connectionInfo"] for one in entries if one.get("type") == "Webhook"]
         return [str(one["kubeConfigFile"]) for one in webhooks if one.get("kubeConfigFile")]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, *_NOT_UNDERSTOOD):
         return []
 
 

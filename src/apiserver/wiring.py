@@ -406,4 +406,4 @@ class _Verified:
 
 
 def _make_state_folder(place: Place) -> None:
-    place.state_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.folder(place.state_folder)

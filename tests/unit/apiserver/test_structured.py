@@ -520,6 +520,17 @@ def test_a_file_that_others_have_broken_is_told_and_left_alone(server: Structure
         apiserver.check(server.layout, authorization=True)
 
 
+@pytest.mark.parametrize("server", ["unit"], indirect=True)
+@pytest.mark.parametrize("line", ["- type: RBAC", "  name: rbac"])
+def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(server: Structured, line: str) -> None:
+    server.text = text = TWO.replace(line, f"{line} # kubernetes-keystone")
+    with pytest.raises(Conflict, match="it has lines that look like ours"):
+        apiserver.check(server.layout, authorization=True)
+    with pytest.raises(Conflict, match="it has lines that look like ours"):
+        server.apply()
+    assert server.text == text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["unit"], indirect=True)
 def test_a_link_stays_one(server: Structured) -> None:

@@ -178,6 +178,8 @@ def test_a_service_for_access_reviews_is_asked_without_a_policy(options):
         ({"k8s_keystone_auth_sha256": "a" * 64}, "k8s-keystone-auth-sha256", "set both or neither"),
         ({"default_domain": " "}, "default-domain", "is empty"),
         ({"default_domain": "x" * 65}, "default-domain", "longer"),
+        ({"default_domain": "default\u200b"}, "default-domain", "'default\\u200b' can be no domain's ID"),
+        ({"default_domain": "Our Domain"}, "default-domain", "can be no domain's ID"),
         ({"token_cache_ttl": -1}, "token-cache-ttl", "greater than or equal to 0"),
         ({"token_cache_ttl": 3601}, "token-cache-ttl", "less than or equal to 3600"),
         ({"outage_grace": -1}, "outage-grace", "greater than or equal to 0"),
@@ -196,6 +198,12 @@ def test_a_bad_value_is_refused_by_name_with_the_fix(options, given, option, com
     assert complaint in str(raised.value)
     for secret in ("secret@", "hunter2"):
         assert secret not in str(raised.value)
+
+
+def test_what_a_file_has_around_a_word_is_no_part_of_it(options):
+    given = {"api_server": "manual", "log_level": "debug", "sync_prune": "off", "default_domain": "default"}
+    config = options(**{name: f" {value}\r\n" for name, value in given.items()})
+    assert {name: getattr(config, name) for name in given} == given
 
 
 def test_several_bad_values_are_all_named(options):
