@@ -111,6 +111,28 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
     return place.chain_file.exists()
 
 
+def kubeconfigs(place: Place, url: str) -> tuple[bytes, ...]:
+    """Give the kubeconfigs by which the API servers of this machine ask the endpoint at `url`.
+
+    One that has been changed since its server read it is empty: it does not say any more what that server knows.
+    """
+    here, found = layouts.present(place), list[bytes]()
+    try:
+        running = [ways.of(layout).running() for layout in here] if here else process.servers()
+        for one in filter(None, running):
+            once = [path for name in (_TOKENS, _ACCESS) if (path := one.flags.last(name))]
+            config = one.flags.last(structured.FLAG)
+            again = _webhooks(one.path(config)) if config else []  # these are read while it runs
+            for path in dict.fromkeys([*once, *again]):
+                webhook = _Webhook.read(one, path)
+                if webhook is not None and webhook.server == url:
+                    stale = path in once and one.older_than(one.path(path))
+                    found.append(b"" if stale else one.path(path).read_bytes())
+    except (OSError, WiringError):  # its flags cannot be read, or it has just ended
+        found.append(b"")
+    return tuple(found)
+
+
 def hands(place: Place, make: Callable[[Path, tuple[str, ...], bool], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:
     """Give what each API server of this machine needs; where none is known, what any would.
 

@@ -235,6 +235,28 @@ def state(layout: Layout) -> State:
     return State(Kind.PENDING, "the API server is not running with Keystone's flags", found.digest)
 
 
+def kubeconfigs(layout: Layout) -> tuple[bytes, ...] | None:
+    """Give the kubeconfigs by which the running API server asks us because of what we have set; changes nothing.
+
+    Returns:
+        None where nothing of ours is set. Where it cannot be told what the server runs with, which a trial that was
+        cut off leaves behind, an empty one is among them.
+
+    """
+    found, contents = wanted.read(layout.place), list[bytes]()
+    try:
+        if found is None and ways.of(layout).with_ours():
+            contents.append(b"")
+        if found is not None and found.lines:
+            sure = _Verified.read(found) if ways.of(layout).in_force(found) else None
+            contents += sure.contents.values() if sure else [b""]
+        contents += structured.kubeconfigs(layout)
+    except (OSError, WiringError) as error:
+        logger.info("by which kubeconfig the API server asks cannot be told: %s", error)
+        contents.append(b"")
+    return tuple(contents) or None
+
+
 @dataclass(frozen=True)
 class _Wiring:
     """One call of `apply`."""
