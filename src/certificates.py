@@ -22,7 +22,6 @@ import pydantic
 from charmlibs.interfaces.tls_certificates import (
     CertificateRequestAttributes,
     CertificateSigningRequest,
-    KeyAlgorithm,
     PrivateKey,
     TLSCertificatesError,
 )
@@ -37,6 +36,8 @@ logger = logging.getLogger(__name__)
 RELATION = "certificates"
 RENEW_AT = 1 / 3
 """The part of a certificate's life that is left when another one is asked for."""
+NEARLY_OVER = 1 / 20
+"""The part of its life that is left when a certificate is no longer relied on."""
 ASK_AGAIN = datetime.timedelta(hours=1)
 """From one request to the next at the earliest: a provider may give the same old certificate again and again."""
 _KEY = "certificate_signing_requests"
@@ -129,7 +130,7 @@ def offered(model: ops.Model, places: Places, listen: Listen, now: datetime.date
             _ask(places, listen, ours)
         return Offer(True, None, revoked, "" if revoked else f"{who} has given none yet; what was in force still is")
     try:
-        server, problem = _checked(good, request.key, listen), ""
+        server, problem = _checked(good, request.key, listen, now), ""
     except _NotUsed as error:
         server, problem = None, f"what {who} gives is not used ({error}); what was in force still is"
     if _part_left(good, now) < RENEW_AT and _may_ask_again(places, now):
@@ -169,7 +170,7 @@ def _request(places: Places, listen: Listen, said: str) -> _Request | None:
 
 def _ask(places: Places, listen: Listen, ours: ops.RelationDataContent) -> _Request:
     """Ask for a certificate with a key of its own; only one is ever asked for."""
-    key = PrivateKey.generate(key_algorithm=KeyAlgorithm.ECDSA)
+    key = PrivateKey(x509_object=pki.new_key())
     csr = _attributes(listen).generate_csr(key)
     # The key first: if this hook fails later, Juju forgets what was said, and the next one asks again.
     files.write(places.requested_key, str(key).encode("ascii") + b"\n", 0o600)
@@ -186,7 +187,7 @@ class _NotUsed(Exception):
     """A certificate cannot be put in force; the text says why."""
 
 
-def _checked(given: _Certificate, key: PrivateKey, listen: Listen) -> pki.Issued:
+def _checked(given: _Certificate, key: PrivateKey, listen: Listen, now: datetime.datetime) -> pki.Issued:
     """Give what can be put in force: tried as a client would that trusts nothing but its CA.
 
     Raises:
@@ -206,6 +207,8 @@ def _checked(given: _Certificate, key: PrivateKey, listen: Listen) -> pki.Issued
     problem = pki.refusal(server, above[-1:], listen.host)
     if problem:
         raise _NotUsed(problem)
+    if pki.part_left(leaf, now) <= NEARLY_OVER:
+        raise _NotUsed("it has come to its end")
     return server
 
 

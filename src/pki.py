@@ -45,6 +45,11 @@ class Issued:
         )
 
 
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Make a key, of the kind that all certificates of ours have."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
 def load(certificates: bytes, key: bytes) -> Issued | None:
     """Read a certificate, with those above it, and its key; None unless they belong together."""
     try:
@@ -193,7 +198,7 @@ def _general_name(host: str) -> x509.GeneralName:
 def _issue(
     subject: str, authority: Issued | None, hosts: tuple[str, ...], end: datetime.datetime, now: datetime.datetime
 ) -> Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     is_ca = authority is None
     signer = key if authority is None else authority.key

@@ -27,10 +27,11 @@ import requests.adapters
 import yaml
 from cryptography import x509
 
+import certificates
 import files
 import pki
 from apiserver.byhand import Endpoint
-from certificates import NO_OFFER, Offer
+from certificates import Offer
 from config import Listen
 from errors import Waiting
 from files import Places
@@ -41,8 +42,6 @@ NEW_LEAF_AT = 1 / 3
 """The part of its life that is left when a server's certificate of our own is made anew, which restarts nothing."""
 NEW_CA_AT = 1 / 10
 """The same of the CA, a year, and the API server's certificate: a restart each, and what delays that has time."""
-NEARLY_OVER = 1 / 20
-"""The part of its life that is left when a provider's certificate is no longer relied on."""
 _NAMES = ("127.0.0.1", "localhost")
 _CHAINED_SAYS = "the cluster's own token webhook says: "
 """How the authenticator begins an error that is the displaced webhook's own answer (`chain.SAYS`; a test compares)."""
@@ -83,7 +82,7 @@ def ensure_tls(
     group: int,
     now: datetime.datetime | None = None,
     *,
-    offer: Offer = NO_OFFER,
+    offer: Offer = certificates.NO_OFFER,
     asked_by: Sequence[bytes] | None = None,
 ) -> Tls:
     """Bring the certificates to what they should be, as far as the API servers that ask us know them.
@@ -387,7 +386,11 @@ class _Endpoint:
 
     def _may_stay(self, given: pki.Issued) -> bool:
         left = pki.part_left(given.certificate, self.now)
-        return left > NEARLY_OVER and pki.pem(given.certificate) not in self.offer.revoked and self._taken(given)
+        return (
+            left > certificates.NEARLY_OVER
+            and pki.pem(given.certificate) not in self.offer.revoked
+            and self._taken(given)
+        )
 
     def _is_ours(self, server: pki.Issued) -> bool:
         return any(pki.signed_by(server.certificate, one) for one in (self.authority.certificate, *self.before))
