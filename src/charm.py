@@ -326,11 +326,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         group, asked_by = authenticator.group(), self._asked_by(config)
         return webhook.ensure_tls(self.places, config.listen, group, offer=offer, asked_by=asked_by)
 
-    def _asked_by(self, config: CharmConfig) -> tuple[bytes, ...] | None:
-        """Give the kubeconfigs by which API servers ask us now, set by us or by hand; None where nobody does."""
+    def _asked_by(self, config: CharmConfig) -> tuple[apiserver.Knows, ...] | None:
+        """Tell what API servers that ask us know, set by us or by hand; None where nobody does."""
         wired = apiserver.wired(self.place)
-        ours = apiserver.kubeconfigs(wired) if wired is not None else None
-        return ours or apiserver.byhand.kubeconfigs(self.place, config.listen.url) or None
+        ours = apiserver.knows(wired) if wired is not None else None
+        return ours or apiserver.byhand.knows(self.place, config.listen.url) or None
 
     def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None, missing: flags.Missing) -> None:
         """Take our flags out where they would lead nowhere: another layout, a moved endpoint, lost certificates.
@@ -342,7 +342,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return
         now = authenticator.in_force(self.places)
         moved = now.listen != config.listen.address or (now.chained and not missing.authentication)
-        lost = not webhook.goes_on(self.places, config.listen, apiserver.kubeconfigs(wired) or ())
+        lost = not webhook.goes_on(self.places, config.listen, apiserver.knows(wired) or ())
         if layout is None or wired.name != layout.name or moved or lost:
             apiserver.remove(wired, self._announce)
 

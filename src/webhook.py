@@ -30,6 +30,7 @@ from cryptography import x509
 import certificates
 import files
 import pki
+from apiserver import Knows
 from apiserver.byhand import Endpoint
 from certificates import Offer
 from config import Listen
@@ -83,7 +84,7 @@ def ensure_tls(
     now: datetime.datetime | None = None,
     *,
     offer: Offer = certificates.NO_OFFER,
-    asked_by: Sequence[bytes] | None = None,
+    asked_by: Sequence[Knows] | None = None,
 ) -> Tls:
     """Bring the certificates to what they should be, as far as the API servers that ask us know them.
 
@@ -97,10 +98,10 @@ def ensure_tls(
         group: the ID of the service's group.
         now: the time, for tests.
         offer: a certificate of somebody else's for the endpoint.
-        asked_by: the kubeconfigs that API servers run with; an empty one where that cannot be told. None: nobody asks.
+        asked_by: what the API servers that ask us know. None: nobody asks.
     """
     now = now or datetime.datetime.now(datetime.timezone.utc)
-    known = None if asked_by is None else _Known.read(asked_by)
+    known = None if asked_by is None else _Known.of(asked_by)
     made = tls(places)
     authority, before = _load(made.ca, _pair(places, "ca").key), _certificates(made.ca)
     if authority is None or _is_old(authority, NEW_CA_AT, now):
@@ -141,12 +142,12 @@ def is_complete(places: Places) -> bool:
     return there and authority is not None and not _is_old(authority, 0, now)
 
 
-def goes_on(places: Places, listen: Listen, asked_by: Sequence[bytes]) -> bool:
-    """Tell whether API servers with these kubeconfigs can go on asking us, whatever has become of our certificates.
+def goes_on(places: Places, listen: Listen, asked_by: Sequence[Knows]) -> bool:
+    """Tell whether API servers that know this can go on asking us, whatever has become of our certificates.
 
     So it is while the endpoint's is good, and while another one can be made with a CA that they know.
     """
-    now, made, known = datetime.datetime.now(datetime.timezone.utc), tls(places), _Known.read(asked_by)
+    now, made, known = datetime.datetime.now(datetime.timezone.utc), tls(places), _Known.of(asked_by)
     authority = _load(made.ca, _pair(places, "ca").key)
     if authority is not None and authority.certificate in known.common:
         return not _is_old(authority, 0, now)
@@ -300,8 +301,8 @@ class _Known:
     Args:
         common: the CAs that all of them know the endpoint by.
         all: those that any of them does.
-        bundle: the CAs as their kubeconfigs have them; None where those differ, or cannot be told.
-        clients: what each of them shows; None where that cannot be told, empty for nothing.
+        bundle: the CAs in the very bytes that all of them have; None where those differ, or cannot be told.
+        clients: what each of them shows, as `Knows` has it.
     """
 
     common: frozenset[x509.Certificate]
@@ -310,30 +311,17 @@ class _Known:
     clients: tuple[bytes | None, ...]
 
     @classmethod
-    def read(cls, kubeconfigs: Sequence[bytes]) -> _Known:
-        """Read them; one that cannot be used knows nobody."""
-        read = [_read(text) for text in kubeconfigs]
-        sets = [frozenset(pki.parse(bundle)) for bundle, _ in read] or [frozenset()]
-        bundles = {bundle for bundle, _ in read}
+    def of(cls, servers: Sequence[Knows]) -> _Known:
+        """Put together what each of them knows."""
+        sets = [frozenset(_parsed(one.authorities)) for one in servers] or [frozenset()]
+        bundles = {one.authorities for one in servers}
         bundle = bundles.pop() if len(bundles) == 1 else None
-        clients = tuple(client for _, client in read)
+        clients = tuple(one.client for one in servers)
         return cls(sets[0].intersection(*sets), sets[0].union(*sets), bundle or None, clients)
 
     def shows_only(self, client: bytes) -> bool:
         """Tell whether nobody shows another certificate than this one."""
         return all(one is not None and one.split() in ([], client.split()) for one in self.clients)
-
-
-def _read(kubeconfig: bytes) -> tuple[bytes, bytes | None]:
-    """Give the CAs of a kubeconfig of ours, and the certificate that its user shows, None where that cannot be told."""
-    try:
-        document = yaml.safe_load(kubeconfig)
-        bundle = base64.b64decode(document["clusters"][0]["cluster"]["certificate-authority-data"])
-        user = document["users"][0].get("user") or {}
-        pki.parse(bundle)
-        return bundle, base64.b64decode(user.get("client-certificate-data") or "")
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return b"", None
 
 
 @dataclass(frozen=True)
@@ -458,8 +446,15 @@ def _load(certificate: Path, key: Path) -> pki.Issued | None:
 def _certificates(path: Path) -> list[x509.Certificate]:
     """Read all of a file; what is missing or damaged has none."""
     try:
-        return pki.parse(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return _parsed(path.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def _parsed(text: bytes) -> list[x509.Certificate]:
+    try:
+        return pki.parse(text)
+    except ValueError:
         return []
 
 

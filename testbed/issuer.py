@@ -24,7 +24,7 @@ _DAY = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Authority:
+class Signer:
     """A CA with its key, and those above it."""
 
     certificate: x509.Certificate
@@ -32,7 +32,7 @@ class Authority:
     above: tuple[x509.Certificate, ...] = ()
 
     @classmethod
-    def make(cls, name: str = "a CA", by: Authority | None = None) -> Authority:
+    def make(cls, name: str = "a CA", by: Signer | None = None) -> Signer:
         """Make one, signed by itself or by another."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -56,7 +56,7 @@ class Issuer:
 
     """
 
-    authority: Authority = field(default_factory=Authority.make)
+    authority: Signer = field(default_factory=Signer.make)
     life: datetime.timedelta = 365 * _DAY
     age: datetime.timedelta = datetime.timedelta()
     hosts: Sequence[x509.GeneralName] | None = None

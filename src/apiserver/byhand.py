@@ -21,7 +21,7 @@ import yaml
 
 from apiserver import args, files, layouts, process, structured, ways
 from apiserver.args import Args
-from apiserver.model import Hand, Layout, Place, WiringError
+from apiserver.model import Hand, Knows, Layout, Place, WiringError
 from apiserver.process import Process
 from apiserver.wiring import chain
 
@@ -111,12 +111,12 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
     return place.chain_file.exists()
 
 
-def kubeconfigs(place: Place, url: str) -> tuple[bytes, ...]:
-    """Give the kubeconfigs by which the API servers of this machine ask the endpoint at `url`.
+def knows(place: Place, url: str) -> tuple[Knows, ...]:
+    """Tell what the API servers of this machine know of the endpoint at `url`, an item for each kubeconfig.
 
-    One that has been changed since its server read it is empty: it does not say any more what that server knows.
+    One that has been changed since its server read it does not say any more what that server knows.
     """
-    here, found = layouts.present(place), list[bytes]()
+    here, found = layouts.present(place), list[Knows]()
     try:
         running = [ways.of(layout).running() for layout in here] if here else process.servers()
         for one in filter(None, running):
@@ -127,9 +127,9 @@ def kubeconfigs(place: Place, url: str) -> tuple[bytes, ...]:
                 webhook = _Webhook.read(one, path)
                 if webhook is not None and webhook.server == url:
                     stale = path in once and one.older_than(one.path(path))
-                    found.append(b"" if stale else one.path(path).read_bytes())
+                    found.append(Knows() if stale else Knows(webhook.ca, webhook.client))
     except (OSError, WiringError):  # its flags cannot be read, or it has just ended
-        found.append(b"")
+        found.append(Knows())
     return tuple(found)
 
 

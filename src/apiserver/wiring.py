@@ -27,6 +27,7 @@ from apiserver.model import (
     Conflict,
     Desired,
     Kind,
+    Knows,
     Layout,
     NotReady,
     Patience,
@@ -235,12 +236,11 @@ def state(layout: Layout) -> State:
     return State(Kind.PENDING, "the API server is not running with Keystone's flags", found.digest)
 
 
-def kubeconfigs(layout: Layout) -> tuple[bytes, ...] | None:
-    """Give the kubeconfigs by which the running API server asks us because of what we have set; changes nothing.
+def knows(layout: Layout) -> tuple[Knows, ...] | None:
+    """Tell what the running API server knows of us by what we have set; changes nothing.
 
     Returns:
-        None where nothing of ours is set. Where it cannot be told what the server runs with, which a trial that was
-        cut off leaves behind, an empty one is among them.
+        An item for each kubeconfig; None where nothing of ours is set. What a trial was cut off from cannot be told.
 
     """
     found, contents = wanted.read(layout.place), list[bytes]()
@@ -252,9 +252,9 @@ def kubeconfigs(layout: Layout) -> tuple[bytes, ...] | None:
             contents += sure.contents.values() if sure else [b""]
         contents += structured.kubeconfigs(layout)
     except (OSError, WiringError) as error:
-        logger.info("by which kubeconfig the API server asks cannot be told: %s", error)
+        logger.info("what the API server knows of us cannot be told: %s", error)
         contents.append(b"")
-    return tuple(contents) or None
+    return tuple(map(Knows.of, contents)) or None
 
 
 @dataclass(frozen=True)

@@ -393,8 +393,8 @@ class FakeWiring:
         self.desired, self.restarts = None, self.restarts + 1
         return True
 
-    def kubeconfigs(self, _: FakeLayout) -> tuple[bytes, ...] | None:
-        return tuple(self.desired.files.values()) or None if self.desired else None
+    def knows(self, _: FakeLayout) -> tuple[apiserver.Knows, ...] | None:
+        return tuple(map(apiserver.Knows.of, self.desired.files.values())) or None if self.desired else None
 
     def state(self, _: FakeLayout) -> apiserver.State:
         kind = self.kind or (apiserver.Kind.IN_FORCE if self.desired else apiserver.Kind.ABSENT)
@@ -415,13 +415,13 @@ def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
         "chain",
         "apply",
         "remove",
-        "kubeconfigs",
+        "knows",
         "state",
     ):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     for name in ("look", "keep_displaced"):
         monkeypatch.setattr(apiserver.byhand, name, getattr(fake, name))
-    monkeypatch.setattr(apiserver.byhand, "kubeconfigs", lambda place, url: tuple(fake.by_hand_kubeconfigs))
+    monkeypatch.setattr(apiserver.byhand, "knows", lambda *_: tuple(map(apiserver.Knows.of, fake.by_hand_kubeconfigs)))
     monkeypatch.setattr("apiserver.process.servers", lambda: iter(()))  # not those of other tests on this machine
     return fake
 

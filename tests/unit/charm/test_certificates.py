@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 import apiserver
 import pki
 from certificates import RELATION
-from testbed.issuer import Authority, Issuer
+from testbed.issuer import Issuer, Signer
 
 # Each runs the charm half a dozen times; make check has the first few.
 slow = pytest.mark.slow
@@ -176,7 +176,7 @@ def test_a_renewal_by_the_same_ca_restarts_nothing(story):
 def test_another_ca_goes_bundle_first_and_the_old_one_leaves_when_something_else_changes(story):
     story.give()
     old, restarts, before = story.issuer.authority.certificate, story.wiring.restarts, story.shown
-    story.issuer.authority = Authority.make("another CA")
+    story.issuer.authority = Signer.make("another CA")
     story.wiring.raises["apply"] = apiserver.NotOurTurn("another unit restarts its API server")
     story.give(again=True)
     assert story.shown == before
@@ -190,7 +190,7 @@ def test_another_ca_goes_bundle_first_and_the_old_one_leaves_when_something_else
     assert story.wiring.restarts == restarts + 1
 
     second = story.issuer.authority.certificate
-    story.issuer.authority = Authority.make("a third CA")
+    story.issuer.authority = Signer.make("a third CA")
     story.give(again=True)
     assert story.known == [story.own, second, story.issuer.authority.certificate]
     assert story.wiring.restarts == restarts + 2
@@ -261,7 +261,7 @@ def test_what_is_no_certificate_changes_nothing_and_fails_no_hook(story, data, r
     before = story.shown
     if "certificates" not in data:
         (one,) = json.loads(story.issuer.answer(story.said)["certificates"])
-        other = pki.pem(Authority.make("other").certificate).decode()
+        other = pki.pem(Signer.make("other").certificate).decode()
         one |= {**{key: other if value == "other" else value for key, value in data.items()}, "chain": None}
         data = {"certificates": json.dumps([one])}
     status = story.tell(**data)
@@ -274,14 +274,14 @@ def test_what_is_no_certificate_changes_nothing_and_fails_no_hook(story, data, r
 @pytest.mark.parametrize("shuffled", [False, True])
 @slow
 def test_a_chain_is_shown_and_its_root_is_what_the_api_server_knows(story, shuffled):
-    root = Authority.make("the root")
-    story.issuer.authority, story.issuer.shuffled = Authority.make("below it", by=root), shuffled
+    root = Signer.make("the root")
+    story.issuer.authority, story.issuer.shuffled = Signer.make("below it", by=root), shuffled
     assert story.give() == ops.ActiveStatus(WELL)
 
     assert story.shown[1] == story.issuer.authority.certificate
     assert story.known == [story.own, root.certificate]
     restarts = story.wiring.restarts
-    story.issuer.authority = Authority.make("another below it", by=root)
+    story.issuer.authority = Signer.make("another below it", by=root)
     story.give(again=True)
     assert story.is_theirs
     assert story.wiring.restarts == restarts
@@ -289,7 +289,7 @@ def test_a_chain_is_shown_and_its_root_is_what_the_api_server_knows(story, shuff
 
 @slow
 def test_a_ca_without_its_root_is_known_as_it_is(story):
-    authority = Authority.make("below what nobody tells", by=Authority.make("the root"))
+    authority = Signer.make("below what nobody tells", by=Signer.make("the root"))
     story.issuer.authority = dataclasses.replace(authority, above=())
     assert story.give() == ops.ActiveStatus(WELL)
     assert story.is_theirs
