@@ -385,8 +385,10 @@ class _Endpoint:
 
     def _make_known(self, needed: Sequence[x509.Certificate]) -> None:
         """Say by which CAs the endpoint is to be known; what is known goes on as it is if it is enough."""
-        bundle = b"".join(map(pki.pem, dict.fromkeys(needed)))
         known, client = self.known, self.made.client.certificate.read_bytes()
+        if known is not None and known.bundle is None and set(needed) <= set(_certificates(self.made.authorities)):
+            return  # it cannot be told, so what was said last counts
+        bundle = b"".join(map(pki.pem, dict.fromkeys(needed)))
         # Another client certificate changes the kubeconfig in any case.
         if known is not None and known.bundle and known.common.issuperset(needed) and known.shows_only(client):
             bundle = known.bundle

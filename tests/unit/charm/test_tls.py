@@ -24,12 +24,15 @@ class Endpoint:
 
     def __init__(self, places: Places):
         self.places, self.tls = places, webhook.tls(places)
-        self.ensure(None)
+        self.begin()
+
+    def begin(self) -> None:
+        """Make everything while nobody asks, and give it to the API server."""
+        webhook.ensure_tls(self.places, HERE, os.getegid())
         self.server = self.offered
 
-    def ensure(self, *asked_by: Knows | None) -> None:
-        servers = None if asked_by == (None,) else asked_by or (self.server,)
-        webhook.ensure_tls(self.places, HERE, os.getegid(), asked_by=servers)
+    def ensure(self, *asked_by: Knows) -> None:
+        webhook.ensure_tls(self.places, HERE, os.getegid(), asked_by=asked_by or (self.server,))
 
     @property
     def offered(self) -> Knows:
@@ -138,6 +141,20 @@ def test_where_it_cannot_be_told_what_the_server_knows_what_works_stays(endpoint
     assert endpoint.issued("server").certificate != before
 
 
+def test_a_ca_of_the_past_leaves_the_kubeconfig_with_the_next_change_there_and_never_by_itself(endpoint):
+    (endpoint.places.tls / "ca.key").unlink()
+    endpoint.ensure()
+    endpoint.server = endpoint.offered
+    endpoint.ensure()
+    both = endpoint.kubeconfig
+    for told in (UNKNOWN, endpoint.server, UNKNOWN):
+        endpoint.ensure(told)
+        assert endpoint.kubeconfig == both
+    (endpoint.places.tls / "client.key").unlink()
+    endpoint.ensure()
+    assert pki.parse(endpoint.offered.authorities) == [endpoint.issued("ca").certificate]
+
+
 @pytest.mark.parametrize("name", ["server.key", "server.crt"])
 def test_a_certificate_that_is_damaged_is_made_anew_at_once_as_its_ca_is_known(endpoint, name):
     (endpoint.places.tls / name).write_text("damaged")
@@ -152,8 +169,7 @@ def test_what_is_lost_together_cannot_go_on(endpoint):
     for path in endpoint.places.tls.iterdir():
         path.unlink()
     assert not webhook.goes_on(endpoint.places, HERE, [endpoint.server])
-    endpoint.ensure(None)
-    endpoint.server = endpoint.offered
+    endpoint.begin()
     assert endpoint.works
 
 
