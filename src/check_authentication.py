@@ -225,7 +225,7 @@ class _Way:
     def identity(self) -> str:
         """Ask our endpoint as the API server does, with its client certificate."""
         tls = webhook.tls(self.places)
-        if not webhook.has_authority(self.places) or not tls.client.key.exists():
+        if not webhook.is_complete(self.places):
             raise Stopped("the certificates are missing or over; the next hook makes them anew, the status says more")
         kubeconfig = webhook.kubeconfig(self.places, tls, self.config.listen, with_client=True)
         try:

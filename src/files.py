@@ -46,6 +46,11 @@ class Places:
         return self.etc / "tls"
 
     @property
+    def requested_key(self) -> Path:
+        """The key of the certificate that is asked for over `certificates`: root's alone until it is put in force."""
+        return self.tls / "requested.key"
+
+    @property
     def settings(self) -> Path:
         """What the authenticator is told."""
         return self.etc / "settings.json"

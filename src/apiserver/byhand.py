@@ -21,7 +21,7 @@ import yaml
 
 from apiserver import args, files, layouts, process, structured, ways
 from apiserver.args import Args
-from apiserver.model import Hand, Layout, Place, WiringError
+from apiserver.model import Hand, Knows, Layout, Place, WiringError
 from apiserver.process import Process
 from apiserver.wiring import chain
 
@@ -112,6 +112,28 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
         if running and coming and not (webhook and webhook.server == endpoint.url):
             chain(found[0])
     return place.chain_file.exists()
+
+
+def knows(place: Place, url: str) -> tuple[Knows, ...]:
+    """Tell what the API servers of this machine know of the endpoint at `url`, an item for each kubeconfig.
+
+    One that has been changed since its server read it does not say any more what that server knows.
+    """
+    here, found = layouts.present(place), list[Knows]()
+    try:
+        running = [ways.of(layout).running() for layout in here] if here else process.servers()
+        for one in filter(None, running):
+            once = [path for name in (_TOKENS, _ACCESS) if (path := one.flags.last(name))]
+            config = one.flags.last(structured.FLAG)
+            again = _webhooks(one.path(config)) if config else []  # these are read while it runs
+            for path in dict.fromkeys([*once, *again]):
+                webhook = _Webhook.read(one, path)
+                if webhook is not None and webhook.server == url:
+                    stale = path in once and one.older_than(one.path(path))
+                    found.append(Knows() if stale else Knows(webhook.ca, webhook.client))
+    except (OSError, WiringError):  # its flags cannot be read, or it has just ended
+        found.append(Knows())
+    return tuple(found)
 
 
 def hands(place: Place, make: Callable[[Path, tuple[str, ...], bool], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:

@@ -83,6 +83,15 @@ def remove(layout: Layout) -> None:
     files.remove(layout.place.refused_authorizer)
 
 
+def kubeconfigs(layout: Layout) -> tuple[bytes, ...]:
+    """Give the kubeconfig that ours names; an empty one where it cannot be told whether it is in force."""
+    if not _Record.path_of(layout).exists():
+        return ()
+    found = _Record.read(layout)
+    sure = found is not None and found.state == "confirmed" and found.intact
+    return (files.read(found.kubeconfig) or b"",) if found and sure else (b"",)
+
+
 def install(layout: Layout) -> None:
     """Put the script in place that the other two run."""
     files.write(layout.place.authorizer_script, _script(layout), 0o755)

@@ -253,6 +253,28 @@ def test_a_file_that_is_newer_than_the_process_counts_from_its_next_start(
     assert missing(tmp_path, endpoint) == (f"{path} was changed after the API server's start: restart it",)
 
 
+def test_what_a_server_knows_of_us_is_what_the_files_said_that_it_has_read(
+    tmp_path: Path, endpoint: Endpoint, running: Callable[..., None]
+) -> None:
+    place = Place(tmp_path / "machine")
+    assert byhand.knows(place, URL) == ()
+    path, other, file = (tmp_path / name for name in ("webhook.yaml", "other.yaml", "file.yaml"))
+    path.write_text(kubeconfig(endpoint))
+    other.write_text(kubeconfig(endpoint, server="https://other"))
+    webhook = {"connectionInfo": {"type": "KubeConfigFile", "kubeConfigFile": str(path)}}
+    file.write_text(yaml.safe_dump({"authorizers": [{"type": "Webhook", "webhook": webhook}]}))
+    known = byhand.Knows(endpoint.ca, endpoint.client)
+
+    running(f"{TOKENS}={path}", f"{ACCESS}={path}")
+    assert byhand.knows(place, URL) == (known,)
+    written(path, 5)
+    assert byhand.knows(place, URL) == (byhand.Knows(),)
+    running(f"{TOKENS}={other}")
+    assert byhand.knows(place, URL) == (byhand.Knows(),)
+    running(f"--authorization-config={file}")  # which is read again
+    assert sorted(byhand.knows(place, URL), key=str) == sorted([byhand.Knows(), known], key=str)
+
+
 def test_a_variable_in_a_flag_is_the_processs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAP_DATA", str(tmp_path))
     (tmp_path / "here").write_text("x")

@@ -329,6 +329,18 @@ def test_ours_comes_into_force_without_a_restart_of_its_own(server: Structured) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["unit"], indirect=True)
+def test_what_the_server_knows_by_ours_is_told_once_it_has_accepted_it(server: Structured) -> None:
+    server.apply()
+    assert structured.kubeconfigs(server.layout) == (b"kubeconfig",)
+    (name,) = server.left
+    (server.file.parent / name).write_text("changed by somebody")
+    assert structured.kubeconfigs(server.layout) == (b"",)
+    structured.remove(server.layout)
+    assert structured.kubeconfigs(server.layout) == ()
+
+
+@pytest.mark.slow
 def test_a_policy_that_is_unset_and_set_again_restarts_nothing(server: Structured) -> None:
     server.apply()
     restarts = server.starts()

@@ -257,9 +257,11 @@ def test_another_address_gets_another_server_certificate_and_nothing_else(tls_pl
     assert "127.0.0.2" in [str(name.value) for name in names]
 
 
-@pytest.mark.parametrize(("days", "renewed"), [(0, set()), (700, set()), (702, {"server", "upstream", "client"}),
-                                               (3630, {"ca", "server", "upstream", "client"})])  # fmt: skip
-def test_certificates_are_made_anew_before_they_expire(tls_places, days, renewed):
+@pytest.mark.parametrize(("days", "renewed"), [
+    (0, set()), (480, set()), (490, {"server", "upstream"}), (3280, {"server", "upstream"}),
+    (3290, {"ca", "authorities", "server", "upstream", "client"}),
+])  # fmt: skip
+def test_certificates_are_made_anew_well_before_they_end_the_api_servers_with_its_ca(tls_places, days, renewed):
     group = tls_places.tls.stat().st_gid
     here = Listen(host="127.0.0.1", port=8443)
     now = datetime.datetime.now(datetime.timezone.utc)
