@@ -11,6 +11,8 @@ import pytest
 from testbed import pack
 from testbed.stage import Stage
 
+pytest.register_assert_rewrite("tests.scenarios")  # before anything here imports it
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

@@ -20,7 +20,8 @@ from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, StaticPod
 from testbed.traffic import Traffic, lives_of
-from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
+from tests.machine.test_story import INVENTORY, UNITS, difference
+from tests.scenarios import READERS
 
 OURS = "/etc/kubernetes/kubernetes-keystone"
 WANTED = "/var/lib/kubernetes-keystone/wanted"

@@ -18,7 +18,8 @@ from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, PKI, StaticPod
 from testbed.traffic import Traffic, lives_of
-from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
+from tests.machine.test_story import INVENTORY, UNITS, difference
+from tests.scenarios import READERS
 
 FOLDER = "/etc/kubernetes/authorization"
 CONFIG = f"{FOLDER}/config.yaml"
