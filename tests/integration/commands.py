@@ -19,7 +19,7 @@ from tests import scenarios
 from tests.juju_output import Status
 
 MINIMUM = (3, 3)  # the first with `juju add-secret` by which actions are given tokens
-PROGRAMS = ("juju", "charmcraft", "kubectl", "curl")
+PROGRAMS: tuple[str, ...] = ("juju", "charmcraft", "kubectl", "curl")
 BASE = "--base ubuntu@22.04"
 
 # Keystone's charm with a database of its own. Its certificate is set later, when it has an address.

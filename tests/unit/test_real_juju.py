@@ -14,7 +14,7 @@ from tests.integration import commands
 from tests.juju_output import status
 from tests.unit.test_scenarios import MODEL
 
-ALL = dict.fromkeys(commands.PROGRAMS, True)
+ALL: dict[str, bool] = dict.fromkeys(commands.PROGRAMS, True)
 KINDS = (scenarios.CHARMED, scenarios.CANONICAL)
 
 
