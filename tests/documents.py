@@ -17,7 +17,8 @@ NAMED = re.compile(r"as `([^`]+\.ya?ml)`")
 class Step(NamedTuple):
     """What a reader does next.
 
-    `kind` is `command`; `file`, one to save, with its name; or `note`, a comment to those who test the page.
+    `kind` is `command`; `answer`, what the commands before it print, or lines of that; `file`, one to save, with its
+    name; or `note`, a comment to those who test the page.
     """
 
     kind: str
@@ -47,7 +48,7 @@ def steps(document: str) -> list[Step]:
     """What a reader of a document (by its path in the repository) does: the blocks for a shell, command by command.
 
     Those are the blocks that are indented, pictures with arrows aside, and the fenced ones without a language or of
-    `sh`, `bash` or `console`.
+    `sh`, `bash` or `console`; of `text` are answers.
     """
     return list(_steps((PROJECT / document).read_text()))
 
@@ -66,6 +67,8 @@ def _steps(text: str) -> Iterator[Step]:
             body, language, number = lines[number:end], line[3:].strip(), end + 1
             if language in ("", "sh", "bash", "console"):
                 yield from _commands(body, heading, began + 1)
+            elif language == "text":
+                yield Step("answer", "\n".join(body), heading, began + 1)
             elif language == "yaml" and (named := NAMED.findall(paragraph)):
                 yield Step("file", "\n".join(body) + "\n", heading, began, named[-1])
         elif line.startswith("    ") and not paragraph.startswith(("- ", "* ")):

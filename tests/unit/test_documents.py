@@ -44,6 +44,7 @@ def test_commands_files_and_notes_are_found_in_their_order() -> None:
         ("command", """juju config x policy='[{\n  "a": 1}]'     # with a comment""", "A page", ""),
         ("command", "kubectl get \\\n  pods", "A page", ""),
         ("file", "- users: {}\n", "Files", "policy.yaml"),
+        ("answer", "active", "Files", ""),
         ("note", "Keystone stops here.", "Files", ""),
         ("command", "juju status", "Files", ""),
     ]
