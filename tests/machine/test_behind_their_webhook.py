@@ -11,7 +11,7 @@ import pytest
 from testbed.shell import Session, Shell
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
-from tests.scenarios import READERS
+from tests.machine.test_story import READERS
 
 ENDPOINT = "https://127.0.0.1:8443/webhook"
 

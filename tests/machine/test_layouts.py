@@ -19,8 +19,7 @@ from testbed.microk8s import MicroK8s
 from testbed.shell import Session, Shell
 from testbed.stage import StageOf
 from testbed.traffic import Traffic, lives_of
-from tests.machine.test_story import INVENTORY, UNITS, difference
-from tests.scenarios import READERS
+from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OWN_FILE = f"{canonical.FOLDER}/99-kubernetes-keystone"
 

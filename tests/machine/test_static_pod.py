@@ -20,8 +20,7 @@ from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, StaticPod
 from testbed.traffic import Traffic, lives_of
-from tests.machine.test_story import INVENTORY, UNITS, difference
-from tests.scenarios import READERS
+from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OURS = "/etc/kubernetes/kubernetes-keystone"
 WANTED = "/var/lib/kubernetes-keystone/wanted"

@@ -21,6 +21,7 @@ from tests.machine import sandbox
 from tests.machine.place import StandIn
 
 SERVICE = "kubernetes-keystone.service"
+READERS = scenarios.READERS
 # What is on the machine: kind, mode, owner and content. Left out is what others write all the time, and the copies that
 # the user tools make of the files they change.
 LEFT_OUT = ("/var/lib/juju", "/var/lib/systemd", "/var/lib/etcd", "/var/snap/etcd", "/root/cdk/audit", "/etc/.pwd.lock")

@@ -18,8 +18,7 @@ from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, PKI, StaticPod
 from testbed.traffic import Traffic, lives_of
-from tests.machine.test_story import INVENTORY, UNITS, difference
-from tests.scenarios import READERS
+from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 FOLDER = "/etc/kubernetes/authorization"
 CONFIG = f"{FOLDER}/config.yaml"
