@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from testbed.charmed import API_SERVER
+from testbed.keystone import Project, User
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
 from tests import scenarios
@@ -44,6 +45,14 @@ class Story:
     inventory: str
     units: str
 
+    @property
+    def demo(self) -> Project:
+        return self.told.demo
+
+    @property
+    def alice(self) -> User:
+        return self.told.alice
+
     def kubectl(self, *arguments: str) -> tuple[int, str]:
         """Run kubectl as alice, who has nothing but an application credential."""
         return self.told.alices(*arguments)
@@ -67,6 +76,11 @@ def lives(story: Story) -> int:
 def authenticator(story: Story) -> str:
     """Which life of the authenticator this is."""
     return story.stage.machine.show(SERVICE, "InvocationID")["InvocationID"]
+
+
+def eventually(story: Story, *arguments: str, code: int = 0) -> str:
+    """Run kubectl as alice until it ends with this code."""
+    return story.told.eventually(*arguments, code=code)
 
 
 def test_before_the_charm_a_keystone_user_is_nobody(story: Story) -> None:
@@ -150,8 +164,8 @@ def test_operators_hand_out_a_file_that_works_as_it_is(story: Story) -> None:
 def test_a_token_is_followed_through_its_whole_way(story: Story) -> None:
     scenarios.a_token_is_followed_through_its_whole_way(story.told)
     unit, machine, keystone = story.stage.unit, story.stage.machine, story.stage.keystone
-    place, alice = "/root/token", story.told.alice
-    token = keystone.token(alice, story.told.demo)
+    place, alice = "/root/token", story.alice
+    token = keystone.token(alice, story.demo)
     machine.write(place, f"{token}\n", 0o600)
     checked = unit.run_action("check-authentication", token_file=place)
     assert (checked.status, checked.message) == ("completed", "")
@@ -225,7 +239,7 @@ def test_the_authenticator_can_be_killed_and_nobody_notices_or_takes_its_place(s
         machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
         time.sleep(2)  # a moment of traffic without it; nothing is waited for
     machine.wait(lambda: authenticator(story) not in ("", before), "the authenticator")
-    story.told.eventually("get", "pods")
+    eventually(story, "get", "pods")
     machine.wait(lambda: machine.show("squatter", "ActiveState")["ActiveState"] != "active", "the squatter's end", 30)
     assert "took" not in machine.journal("squatter")
 
