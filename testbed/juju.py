@@ -432,6 +432,29 @@ class Juju:
 
         return self._report(names, asked.format, run)
 
+    def _ssh(self, words: list[str]) -> int:
+        asked, command = _Parser("ssh", "unit").parse_known_args(words)
+        if not command:
+            raise Refused("juju ssh UNIT COMMAND; a terminal is not given here")
+        # Whoever comes is root already.
+        line = 'sudo() { "$@"; }\n' + " ".join(command)
+        done = self._unit(asked.unit).machine.run("sh", "-c", line, check=False)
+        self._output.append(done.stdout)
+        self._errors.append(done.stderr)
+        return done.returncode
+
+    def _scp(self, words: list[str]) -> None:
+        asked = _Parser("scp", "source", "target").parse_args(words)
+        (there, path), (here, other) = (_place(one) for one in (asked.source, asked.target))
+        if bool(there) == bool(here):
+            raise Refused("juju scp: one of the two has to be UNIT:PATH")
+        if there:
+            target = self._folder / other
+            target = target / path.rpartition("/")[2] if target.is_dir() else target
+            target.write_bytes(self._unit(there).machine.read(path))
+        else:
+            self._unit(here).machine.write(other, (self._folder / path).read_bytes(), 0o600)
+
     def _add_secret(self, words: list[str]) -> None:
         asked = _Parser("add-secret", "name", "pairs+", info=TEXT).parse_args(words)
         if asked.name in self._secrets:
@@ -603,6 +626,8 @@ COMMANDS: dict[str, Callable[[Juju, list[str]], int | None]] = {
     "resolve": Juju._resolved,
     "resolved": Juju._resolved,
     "run": Juju._run,
+    "scp": Juju._scp,
+    "ssh": Juju._ssh,
     "status": Juju._status,
     "version": Juju._version,
     "whoami": Juju._whoami,
@@ -660,6 +685,12 @@ def _long(words: Iterable[str], **names: str) -> list[str]:
 def _split(words: Sequence[str], at: str) -> tuple[list[str], str, list[str]]:
     place = list(words).index(at) if at in words else len(words)
     return list(words[:place]), at, list(words[place + 1 :])
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Give the unit and the path of `UNIT:PATH`, and of a path here no unit."""
+    unit, colon, path = text.partition(":")
+    return (unit, path) if colon and "/" in unit and not unit.startswith((".", "/")) else ("", text)
 
 
 def _declared(charm: Path, name: str) -> dict[str, Any]:
