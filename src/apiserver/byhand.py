@@ -125,7 +125,7 @@ def knows(place: Place, url: str) -> tuple[Knows, ...]:
         for one in filter(None, running):
             once = [path for name in (_TOKENS, _ACCESS) if (path := one.flags.last(name))]
             config = one.flags.last(structured.FLAG)
-            again = _webhooks(one.path(config)) if config else []  # these are read while it runs
+            again = _webhooks(one, config) if config else []  # these are read while it runs
             for path in dict.fromkeys([*once, *again]):
                 webhook = _Webhook.read(one, path)
                 if webhook is not None and webhook.server == url:

@@ -12,6 +12,8 @@ from testbed import pack
 from testbed.stage import Stage, StageOf
 from testbed.static_pod import StaticPod
 
+pytest.register_assert_rewrite("tests.scenarios")  # before anything here imports it
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
