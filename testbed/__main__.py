@@ -3,7 +3,7 @@
     setup    build what is missing: Keystone, Horizon, etcd, kube-apiserver, kubectl, the machine's image, an identity
              provider; install Chromium
     demo     the main job from end to end, told step by step
-    up       a control plane, a Keystone and the packed charm, with a prompt that takes the place of `juju`
+    up       a control plane, a Keystone and a shell that takes the documentation's commands, `juju` among them
     picture  Horizon with the button for kubeconfigs, for the documentation
     clean    remove what a killed run left behind
 

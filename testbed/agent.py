@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from testbed import hook_tools, setup
+from testbed import hook_tools
 from testbed.cache import TestbedError
 from testbed.machine import Machine
 
@@ -176,9 +176,10 @@ class Unit:
         self._relation_hook("joined")
         self._relation_hook("changed")
 
-    def integrate(self, endpoint: str, remote: str) -> None:
-        """`juju integrate` with another application, whose unit `remote` is on the machine already and says nothing."""
+    def integrate(self, endpoint: str, remote: str, **said: str) -> None:
+        """`juju integrate` with another application, whose unit `remote` is there already and has said all it will."""
         self._enter(endpoint, remote)
+        self._relations[endpoint].data[remote] |= said
         for kind in ("created", "joined", "changed"):
             self._relation_hook(kind, endpoint)
 
@@ -187,6 +188,17 @@ class Unit:
         for kind in ("departed", "broken"):
             self._relation_hook(kind, endpoint)
         del self._relations[endpoint]
+
+    def tell(self, endpoint: str, said: Mapping[str, str]) -> None:
+        """Have the application at the other end say this in the place of all that it has said."""
+        relation = self._relations[endpoint]
+        relation.data[relation.remote.partition("/")[0]] = dict(said)
+        self._relation_hook("changed", endpoint)
+
+    def heard(self, endpoint: str) -> dict[str, str]:
+        """What the application at the other end has said."""
+        relation = self._relations[endpoint]
+        return dict(relation.data.get(relation.remote.partition("/")[0], {}))
 
     def said(self, endpoint: str) -> dict[str, str]:
         """What the unit has said over a relation, as `juju show-unit` of the other side has it."""
@@ -223,11 +235,15 @@ class Unit:
         if self.related:
             self.hook("upgrade-charm")
 
-    def add_secret(self, **content: str) -> str:
+    def add_secret(self, secret: str = "", /, **content: str) -> str:
         """`juju add-secret` and `juju grant-secret`: gives what an option that names it is set to."""
-        name = f"d0{uuid.uuid4().hex[:18]}"
-        self._secrets[name] = content
-        return f"secret:{name}"
+        secret = secret or f"secret:d0{uuid.uuid4().hex[:18]}"
+        self._secrets[secret.removeprefix("secret:")] = content
+        return secret
+
+    def remove_secret(self, secret: str) -> None:
+        """`juju remove-secret`."""
+        self._secrets.pop(secret.removeprefix("secret:"), None)
 
     def configure_model(self, **settings: str) -> None:
         """`juju model-config` of `juju-https-proxy` and the like; no hook runs."""
@@ -313,35 +329,8 @@ class Unit:
 
     def __str__(self) -> str:
         """The unit's line of `juju status`."""
-        status = self._shown()
+        status = self.shown
         return f"{self.name}*  {status.name:<9} {self.machine.address}  {status.message}"
-
-    def juju_status(self) -> str:
-        """What `juju status` shows."""
-        status, address = self._shown(), self.machine.address
-        agent = "error" if self.failed_hook else "idle"
-        principal = self.principal.partition("/")[0]
-        version = self.workload_version
-        tables = [
-            [
-                ("App", "Version", "Status", "Scale", "Charm", "Message"),
-                (
-                    principal,
-                    setup.KUBERNETES_VERSION.lstrip("v"),
-                    "active",
-                    "1",
-                    principal,
-                    "Kubernetes control-plane running.",
-                ),
-                (self.application, version, status.name, str(int(self.related)), self.application, status.message),
-            ],
-            [
-                ("Unit", "Workload", "Agent", "Machine", "Public address", "Message"),
-                (f"{self.principal}*", "active", "idle", "0", address, "Kubernetes control-plane running."),
-                *([(f"  {self.name}*", status.name, agent, "", address, status.message)] if self.related else []),
-            ],
-        ]
-        return "\n\n".join(_table(rows) for rows in tables)
 
     def debug_log(self, last: int = 100) -> str:
         """What `juju debug-log` shows: the end of it."""
@@ -351,7 +340,9 @@ class Unit:
         ]
         return "\n".join(lines[-last:])
 
-    def _shown(self) -> Status:
+    @property
+    def shown(self) -> Status:
+        """The state as Juju has it, which of a failed hook is not the charm's word."""
         if self.failed_hook:
             return Status("error", f'hook failed: "{self.failed_hook[0]}"')
         return self.status if self.related else Status("unknown", "")
@@ -536,9 +527,3 @@ class Unit:
         assert self._charm is not None, "deploy first"
         with zipfile.ZipFile(self._charm) as archive:
             return yaml.safe_load(archive.read(name)) or {} if name in archive.namelist() else {}
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)

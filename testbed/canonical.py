@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+from collections.abc import Mapping
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from testbed import setup
 from testbed.certificates import pem
 from testbed.cluster import CIPHERS, ETCD, HERE, NODE, PORT, Cluster, ClusterToken
-from testbed.owners import canonical_charm
+from testbed.owners import canonical_charm, extra_arguments, known_alone
 
 API_SERVER = "snap.k8s.kube-apiserver.service"
 DAEMON = "snap.k8s.k8sd.service"
@@ -183,3 +184,8 @@ class Canonical(Cluster):
         self.machine.run("systemctl", "restart", API_SERVER)
         self.wait_ready()
         return True
+
+    def configure(self, options: Mapping[str, str]) -> None:
+        """Play the charm with its option `kube-apiserver-extra-args`; what is unset stays in its file, as there."""
+        known_alone(options, "kube-apiserver-extra-args")
+        self.owner_sets(**extra_arguments(options.get("kube-apiserver-extra-args", "")))

@@ -18,6 +18,7 @@ from testbed import setup
 from testbed.certificates import Authority, pem
 from testbed.cluster import CIPHERS, ETCD, HERE, NODE, Cluster, ClusterToken
 from testbed.machine import Machine
+from testbed.owners import extra_arguments, known_alone
 
 API_SERVER = "snap.kube-apiserver.daemon.service"
 AUTH_WEBHOOK = "cdk.master.auth-webhook.service"
@@ -83,6 +84,7 @@ class Charmed(Cluster):
             self._authority = family.authority
             self.ca = family.authority.certificate
         self.authn_endpoint = ""
+        self._extra: dict[str, str] = {}
 
     def _install(self) -> None:
         machine, address = self.machine, self.machine.address
@@ -239,6 +241,17 @@ class Charmed(Cluster):
 
     def configure(self, options: Mapping[str, str]) -> None:
         """Play the control-plane charm as its options are set; a kubeconfig's text becomes a file beside its own."""
+        known_alone(
+            options,
+            "api-extra-args",
+            "authn-webhook-endpoint",
+            "authorization-mode",
+            "authorization-webhook-config-file",
+        )
+        for name in self._extra:
+            self.flags.pop(name, None)
+        self._extra = extra_arguments(options.get("api-extra-args", ""))
+        self.flags = self._flags() | self.flags | self._extra
         self.authn_endpoint = options.get("authn-webhook-endpoint", "")
         self.flags["authorization-mode"] = options.get("authorization-mode", "Node,RBAC")
         path = "/root/cdk/authorization-webhook-config.yaml"

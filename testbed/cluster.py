@@ -127,6 +127,10 @@ class Cluster(abc.ABC):
 
         """
 
+    def configure(self, options: Mapping[str, str]) -> None:
+        """Play the control plane's charm as its options are set; those that its module knows, and no others."""
+        raise TestbedError(f"nothing plays the options of the charm of {self.layout} here: {', '.join(options)}")
+
     def _hand_out_rescue(self) -> None:
         rescue = self._authority.sign("rescue", organization="system:masters")
         keys = {"client-certificate-data": rescue.certificate, "client-key-data": rescue.key}

@@ -1,6 +1,6 @@
 """The main job from end to end, told step by step: what an operator and a user type, and what really answers.
 
-Lines that begin with `$` are what a person would type. `juju` is played by the stand-in agent (there is no controller
+Lines that begin with `$` are what a person would type. `juju` is played by the stand-in (there is no controller
 here); charm, Keystone, API server, etcd, systemd and kubectl are the real ones. A step that does not end as it should
 ends the demo with an error.
 """
@@ -12,8 +12,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-
-import yaml
 
 from testbed import users
 from testbed.cache import TestbedError, say
@@ -40,6 +38,8 @@ class Demo:
     def __init__(self, stage: Stage) -> None:
         self.stage, self.unit, self.cluster, self.keystone = stage, stage.unit, stage.cluster, stage.keystone
         self._step = 0
+        for name, text in (("readers", READERS), ("writers", WRITERS), ("bad", BAD)):
+            (self.cluster.folder / f"{name}.yaml").write_text(text)
 
     # How it is told
 
@@ -57,6 +57,11 @@ class Demo:
     def answer(self, text: str) -> None:
         """Show what comes back."""
         print("\n".join(f"  {line}" for line in text.rstrip("\n").splitlines()), flush=True)
+
+    def juju(self, command: str) -> None:
+        """Run a command of juju's, and show what it prints."""
+        self.typed(f"juju {command}")
+        self.answer(self.stage.juju(command, self.cluster.folder))
 
     def kubectl(self, *arguments: str, refused: str = "") -> str:
         """Run kubectl as alice, show it, and insist on the outcome.
@@ -86,19 +91,9 @@ class Demo:
 
     def status(self, wanted: str) -> None:
         """Show `juju status`, and insist on the unit's state."""
-        self.typed("juju status kubernetes-keystone")
-        self.answer(self.unit.juju_status())
+        self.juju("status kubernetes-keystone")
         if self.unit.status.name != wanted:
             raise TestbedError(f"the unit should be {wanted} now:\n{self.unit.debug_log()}")
-
-    def action(self, action: str, **params: str) -> None:
-        """Run an action and show what it returns."""
-        shown = " ".join(f"{name.replace('_', '-')}={value}" for name, value in params.items())
-        self.typed(f"juju run kubernetes-keystone/0 {action} {shown}".rstrip())
-        result = self.unit.run_action(action, **params)
-        self.answer(yaml.safe_dump(result.results, sort_keys=False) if result.results else result.message)
-        if result.status != "completed":
-            raise TestbedError(f"the action {action} failed: {result.message}")
 
     def _journal(self) -> str:
         return self.stage.machine.journal("kubernetes-keystone.service", 20)
@@ -143,13 +138,13 @@ class Demo:
             "the API server will use, sets the flags, restarts the API server once, and checks that the cluster's own "
             "tokens are still good. Were they not, everything would be put back.",
         )
-        options = " ".join(f"--config {name}=…" for name in ("keystone-ca", "policy"))
-        self.typed(f"juju deploy ./{self.stage.charm.name} --config keystone-url={self.keystone.url} {options}")
-        self.unit.deploy(self.stage.charm, {**self.stage.keystone_options, "policy": READERS})
-        self.answer(f"policy:\n{READERS}")
-        self.typed("juju add-relation kubernetes-master kubernetes-keystone")
+        (self.cluster.folder / "keystone-ca.pem").write_bytes(self.keystone.ca.read_bytes())
+        options = {"keystone-url": self.keystone.url, "keystone-ca": "@keystone-ca.pem", "policy": "@readers.yaml"}
+        words = " ".join(f"--config {name}={value}" for name, value in options.items())
+        self.juju(f"deploy kubernetes-keystone {words}")
+        self.answer(f"readers.yaml:\n{READERS}")
         began = time.monotonic()
-        self.unit.relate()
+        self.juju("add-relation kubernetes-master kubernetes-keystone")
         for status in dict.fromkeys(self.unit.history):
             self.answer(f"{status.name}: {status.message}")
         print(f"  ({time.monotonic() - began:.0f} s)")
@@ -183,29 +178,26 @@ class Demo:
         )
         self.kubectl("create", "configmap", "notes", "--from-literal=a=b", refused="is forbidden")
         before = self._lives()
-        self.typed("juju config kubernetes-keystone policy=@writers.yaml")
-        self.answer(WRITERS)
-        self.unit.configure(policy=WRITERS)
+        self.answer(f"writers.yaml:\n{WRITERS}")
+        self.juju("config kubernetes-keystone policy=@writers.yaml")
         # The API server keeps for 5 s that this very request was not allowed.
         self.follows("create", "configmap", "notes", "--from-literal=a=b", "--dry-run=server")
         self.kubectl("create", "configmap", "notes", "--from-literal=a=b")
         self.kubectl("get", "configmaps")
-        self.action("reload-policy")
-        question = {"user": "alice", "project_name": "demo", "roles": "member", "namespace": "default"}
-        self.action("check-access", **question, verb="delete", resource="configmaps")
+        self.juju("run kubernetes-keystone/0 reload-policy")
+        question = "user=alice project-name=demo roles=member namespace=default verb=delete resource=configmaps"
+        self.juju(f"run kubernetes-keystone/0 check-access {question}")
         if self._lives() != before:
             raise TestbedError("something was restarted")
 
     def break_something(self) -> None:
         """A bad policy."""
         self.step("A mistake changes nothing", "The status says where it is; the policy before it stays in force.")
-        self.typed("juju config kubernetes-keystone policy=@bad.yaml")
-        self.answer(BAD)
-        self.unit.configure(policy=BAD)
+        self.answer(f"bad.yaml:\n{BAD}")
+        self.juju("config kubernetes-keystone policy=@bad.yaml")
         self.status("blocked")
         self.kubectl("get", "pods")
-        self.typed("juju config kubernetes-keystone policy=@writers.yaml")
-        self.unit.configure(policy=WRITERS)
+        self.juju("config kubernetes-keystone policy=@writers.yaml")
         self.status("active")
 
     def rewrite(self) -> None:
@@ -215,8 +207,9 @@ class Demo:
             "Its charm does that at each of its reconciles, and restarts the API server. A script of ours before each "
             "start puts our flags in again; no hook of ours has to run for it.",
         )
-        self.typed("juju config kubernetes-master …      # any change: all flags are rewritten")
-        self.cluster.control_plane_reconcile()
+        self.juju("config kubernetes-master api-extra-args=v=3")
+        self.follows("get", "pods")
+        self.juju("config kubernetes-master --reset api-extra-args")
         self.follows("get", "pods")
         self.unit.update_status()
         self.status("active")
@@ -224,8 +217,7 @@ class Demo:
     def remove(self) -> None:
         """The end."""
         self.step("The charm is removed", "The machine is as it was, to the byte.")
-        self.typed("juju remove-relation kubernetes-master kubernetes-keystone")
-        self.unit.remove()
+        self.juju("remove-relation kubernetes-master kubernetes-keystone")
         self.kubectl("get", "pods", refused="You must be logged in")
 
     def _lives(self) -> tuple[int, str]:

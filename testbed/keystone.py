@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -92,181 +93,30 @@ class Call:
     token: str | None
 
 
-class Keystone:
-    """A Keystone of one's own.
+class Api:
+    """What a Keystone does for its administrator and its users, over its API; a deployed one, or the test bed's.
 
     Args:
-        addresses: where it listens, the first is in its URL. All are in its certificate, with `localhost`.
-        caching: Keystone's own cache. On, a validation takes milliseconds; off, a revocation shows at once, and a
-            validation takes the better part of a second.
-        port: 0 takes a free one.
-        settings: what its configuration says besides.
+        url: ends in `/v3`.
+        ca: a file with what signs its certificate.
+        password: of `admin` in the project `admin`, which may be unknown until the first request.
+        domain: that both are of, as Keystone's API names a domain.
 
     """
 
-    def __init__(self, *addresses: str, caching: bool = True, port: int = 0, settings: str = "") -> None:
-        self.addresses = addresses or ("127.0.0.1",)
-        self.port = port or _free_port(self.addresses)
-        self.url = f"https://{self.addresses[0]}:{self.port}/v3"
-        self._caching = caching
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._paused = False
+    def __init__(self, url: str, ca: Path, password: str, domain: Mapping[str, str] | None = None) -> None:
+        self.url, self.ca, self._password = url, ca, password
+        self._domain = dict(domain or {"id": DEFAULT_DOMAIN})
         self._admin_token: str | None = None
         self._session = requests.Session()
         self._session.trust_env = False
 
-    # --- its life
-
-    def __enter__(self) -> Keystone:
-        """Make it and start it."""
-        template, self._venv = setup.keystone_template(), setup.keystone()
-        self._run = Run("keystone")
-        self.folder = self._run.folder
-        try:
-            shutil.copytree(template, self.folder, dirs_exist_ok=True)
-            self._prepare()
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it and remove everything of it."""
-        try:
-            self.stop()
-        finally:
-            self._session.close()
-            self._run.remove()
-
-    def _prepare(self) -> None:
-        configuration = (setup.BUILDS / "keystone" / "keystone.conf").read_text()
-        caching = str(self._caching).lower()
-        filled = configuration.format(folder=self.folder, caching=caching)
-        (self.folder / "keystone.conf").write_text(filled + self._settings)
-        with sqlite3.connect(self.folder / "keystone.sqlite") as database:
-            database.execute("UPDATE endpoint SET url = ?", (self.url,))
-            database.execute("PRAGMA journal_mode = WAL")  # so that readers and a writer do not wait for each other
-        database.close()
-        authority = Authority("Keystone of the test bed")
-        server = authority.sign("keystone", hosts=[*self.addresses, "127.0.0.1", "localhost"])
-        self.ca = self.folder / "ca.pem"
-        self.ca.write_bytes(authority.certificate)
-        (self.folder / "server.pem").write_bytes(server.certificate)
-        (self.folder / "server.key").write_bytes(server.key)
-        self._record = self.folder / "requests"
-        self._record.touch()
-
-    def start(self) -> None:
-        """Start it, and wait until it answers. What it knew before is still there."""
-        if self._process is not None:
-            return
-        gunicorn = [self._venv / "bin" / "gunicorn", "--workers=1", "--worker-class=gthread", "--threads=8"]
-        places = [f"--bind={address}:{self.port}" for address in self.addresses]
-        tls = [f"--certfile={self.folder}/server.pem", f"--keyfile={self.folder}/server.key"]
-        rest = ["--timeout=0", "--graceful-timeout=1", "--keep-alive=60", "--log-level=warning", "keystone_app"]
-        log = (self.folder / "log").open("ab")
-        self._process = subprocess.Popen(
-            # With this it dies with whoever started it, also when that is killed.
-            ["setpriv", "--pdeathsig=TERM", "--", *map(str, [*gunicorn, *places, *tls, *rest])],
-            cwd=setup.HERE / "wsgi",
-            env={
-                "PATH": os.environ.get("PATH", ""),
-                "OS_KEYSTONE_CONFIG_DIR": str(self.folder),
-                "TESTBED_KEYSTONE": str(self.folder),
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONWARNINGS": "ignore",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        log.close()
-        end = time.monotonic() + START_TIMEOUT
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise TestbedError(f"Keystone does not start at {self.url}:\n{self.log()[-3000:]}")
-            time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        try:
-            return self._session.get(self.url, verify=str(self.ca), timeout=START_TIMEOUT).ok
-        except requests.RequestException:
-            return False
-
-    def stop(self) -> None:
-        """Stop it: connections are refused from now on. `start` brings it back."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        self._session.close()  # an open connection would make it wait for its graceful time
-        if self._paused:
-            self._signal(process, signal.SIGCONT)
-            self._paused = False
-        self._signal(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        self._signal(process, signal.SIGKILL)
-        process.wait()
-
-    def pause(self) -> None:
-        """Make it deaf (SIGSTOP): connections are accepted by the kernel, and nothing is ever answered."""
-        if self._process is not None:
-            self._signal(self._process, signal.SIGSTOP)
-            self._paused = True
-
-    def resume(self) -> None:
-        """Let it go on after `pause`."""
-        if self._process is not None:
-            self._signal(self._process, signal.SIGCONT)
-            self._paused = False
-
-    def delay(self, seconds: float) -> None:
-        """Let every answer wait that long; 0 ends it."""
-        (self.folder / "delay").write_text(str(seconds))
-
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-
-    def log(self) -> str:
-        """Give what Keystone wrote."""
-        return (self.folder / "log").read_text(errors="replace")
-
-    # --- what it was asked
-
-    def calls(self, method: str | None = None, path: str | None = None) -> list[Call]:
-        """Give the requests since the start or the last `forget_calls`, if asked only those of a method and a path."""
-        lines = self._record.read_text().splitlines()
-        found = [Call(**json.loads(line)) for line in lines]
-        return [call for call in found if method in (None, call.method) and path in (None, call.path)]
-
-    def forget_calls(self) -> None:
-        """Begin the record of requests anew."""
-        os.truncate(self._record, 0)
-
-    @staticmethod
-    def digest(token: str) -> str:
-        """Give a token as the record names it."""
-        return hashlib.sha256(token.encode("latin-1")).hexdigest()
-
-    # --- its API
-
     @property
     def admin_password(self) -> str:
-        """The password of `admin` in the default domain (project `admin`)."""
-        return (self.folder / "admin-password").read_text()
+        """The administrator's password."""
+        return self._password
 
-    @property
-    def admin(self) -> User:
-        """The administrator, as a user."""
-        if not hasattr(self, "_admin"):
-            body = self.request("GET", f"/users?name=admin&domain_id={DEFAULT_DOMAIN}")
-            self._admin = User(body["users"][0]["id"], "admin", DEFAULT_DOMAIN, self.admin_password)
-        return self._admin
+    # --- requests
 
     def send(
         self,
@@ -298,12 +148,12 @@ class Keystone:
                     "password": {
                         "user": {
                             "name": "admin",
-                            "domain": {"id": DEFAULT_DOMAIN},
+                            "domain": self._domain,
                             "password": self.admin_password,
                         }
                     },
                 },
-                {"project": {"name": "admin", "domain": {"id": DEFAULT_DOMAIN}}},
+                {"project": {"name": "admin", "domain": self._domain}},
             )
         response = self.send(method, path, token=self._admin_token, json=json)
         if not response.ok:
@@ -473,6 +323,181 @@ class Keystone:
         by_id = {"id": trustee.id, "password": trustee.password}
         scope = {"OS-TRUST:trust": {"id": response.json()["trust"]["id"]}}
         return self._authenticate({"methods": ["password"], "password": {"user": by_id}}, scope)
+
+
+class Keystone(Api):
+    """A Keystone of one's own.
+
+    Args:
+        addresses: where it listens, the first is in its URL. All are in its certificate, with `localhost`.
+        caching: Keystone's own cache. On, a validation takes milliseconds; off, a revocation shows at once, and a
+            validation takes the better part of a second.
+        port: 0 takes a free one.
+        settings: what its configuration says besides.
+
+    """
+
+    def __init__(self, *addresses: str, caching: bool = True, port: int = 0, settings: str = "") -> None:
+        self.addresses = addresses or ("127.0.0.1",)
+        self.port = port or _free_port(self.addresses)
+        # The CA is made when it starts.
+        super().__init__(f"https://{self.addresses[0]}:{self.port}/v3", Path(), "")
+        self._caching = caching
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+
+    # --- its life
+
+    def __enter__(self) -> Keystone:
+        """Make it and start it."""
+        template, self._venv = setup.keystone_template(), setup.keystone()
+        self._run = Run("keystone")
+        self.folder = self._run.folder
+        try:
+            shutil.copytree(template, self.folder, dirs_exist_ok=True)
+            self._prepare()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it and remove everything of it."""
+        try:
+            self.stop()
+        finally:
+            self._session.close()
+            self._run.remove()
+
+    def _prepare(self) -> None:
+        configuration = (setup.BUILDS / "keystone" / "keystone.conf").read_text()
+        caching = str(self._caching).lower()
+        filled = configuration.format(folder=self.folder, caching=caching)
+        (self.folder / "keystone.conf").write_text(filled + self._settings)
+        with sqlite3.connect(self.folder / "keystone.sqlite") as database:
+            database.execute("UPDATE endpoint SET url = ?", (self.url,))
+            database.execute("PRAGMA journal_mode = WAL")  # so that readers and a writer do not wait for each other
+        database.close()
+        authority = Authority("Keystone of the test bed")
+        server = authority.sign("keystone", hosts=[*self.addresses, "127.0.0.1", "localhost"])
+        self.ca = self.folder / "ca.pem"
+        self.ca.write_bytes(authority.certificate)
+        (self.folder / "server.pem").write_bytes(server.certificate)
+        (self.folder / "server.key").write_bytes(server.key)
+        self._record = self.folder / "requests"
+        self._record.touch()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers. What it knew before is still there."""
+        if self._process is not None:
+            return
+        gunicorn = [self._venv / "bin" / "gunicorn", "--workers=1", "--worker-class=gthread", "--threads=8"]
+        places = [f"--bind={address}:{self.port}" for address in self.addresses]
+        tls = [f"--certfile={self.folder}/server.pem", f"--keyfile={self.folder}/server.key"]
+        rest = ["--timeout=0", "--graceful-timeout=1", "--keep-alive=60", "--log-level=warning", "keystone_app"]
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            # With this it dies with whoever started it, also when that is killed.
+            ["setpriv", "--pdeathsig=TERM", "--", *map(str, [*gunicorn, *places, *tls, *rest])],
+            cwd=setup.HERE / "wsgi",
+            env={
+                "PATH": os.environ.get("PATH", ""),
+                "OS_KEYSTONE_CONFIG_DIR": str(self.folder),
+                "TESTBED_KEYSTONE": str(self.folder),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONWARNINGS": "ignore",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        end = time.monotonic() + START_TIMEOUT
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise TestbedError(f"Keystone does not start at {self.url}:\n{self.log()[-3000:]}")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            return self._session.get(self.url, verify=str(self.ca), timeout=START_TIMEOUT).ok
+        except requests.RequestException:
+            return False
+
+    def stop(self) -> None:
+        """Stop it: connections are refused from now on. `start` brings it back."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._session.close()  # an open connection would make it wait for its graceful time
+        if self._paused:
+            self._signal(process, signal.SIGCONT)
+            self._paused = False
+        self._signal(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        self._signal(process, signal.SIGKILL)
+        process.wait()
+
+    def pause(self) -> None:
+        """Make it deaf (SIGSTOP): connections are accepted by the kernel, and nothing is ever answered."""
+        if self._process is not None:
+            self._signal(self._process, signal.SIGSTOP)
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        if self._process is not None:
+            self._signal(self._process, signal.SIGCONT)
+            self._paused = False
+
+    def delay(self, seconds: float) -> None:
+        """Let every answer wait that long; 0 ends it."""
+        (self.folder / "delay").write_text(str(seconds))
+
+    @staticmethod
+    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    def log(self) -> str:
+        """Give what Keystone wrote."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    # --- what it was asked
+
+    def calls(self, method: str | None = None, path: str | None = None) -> list[Call]:
+        """Give the requests since the start or the last `forget_calls`, if asked only those of a method and a path."""
+        lines = self._record.read_text().splitlines()
+        found = [Call(**json.loads(line)) for line in lines]
+        return [call for call in found if method in (None, call.method) and path in (None, call.path)]
+
+    def forget_calls(self) -> None:
+        """Begin the record of requests anew."""
+        os.truncate(self._record, 0)
+
+    @staticmethod
+    def digest(token: str) -> str:
+        """Give a token as the record names it."""
+        return hashlib.sha256(token.encode("latin-1")).hexdigest()
+
+    # --- its administrator
+
+    @property
+    def admin_password(self) -> str:
+        """The password of `admin` in the default domain (project `admin`)."""
+        return (self.folder / "admin-password").read_text()
+
+    @property
+    def admin(self) -> User:
+        """The administrator, as a user."""
+        if not hasattr(self, "_admin"):
+            body = self.request("GET", f"/users?name=admin&domain_id={DEFAULT_DOMAIN}")
+            self._admin = User(body["users"][0]["id"], "admin", DEFAULT_DOMAIN, self.admin_password)
+        return self._admin
 
 
 def _id(domain: Domain | str) -> str:

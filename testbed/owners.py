@@ -1,31 +1,16 @@
 """How others change a file of flags that is not theirs alone, each in a few lines that do what the real one does.
 
-Only what becomes of the text; who calls it when is the machines' affair (`testbed.canonical`). And an operator's `juju
-config`, which is run to the letter.
+Only what becomes of the text; who calls it when is the machines' affair (`testbed.canonical`).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from testbed.cache import TestbedError
-
-# juju config APPLICATION NAME=VALUE… and juju config APPLICATION NAME, on files.
-JUJU = """#!/bin/sh
-[ "$1" = config ] && [ "$2" = "$APPLICATION" ] || { echo "what is: juju $*" >&2; exit 64; }
-shift 2
-for word; do
-    case $word in *=*) printf %s "${word#*=}" >"$OPTIONS/${word%%=*}" ;; *) cat "$OPTIONS/$word" 2>/dev/null ;; esac
-done
-exit 0
-"""
 
 
 def canonical_charm(text: str, extra: Mapping[str, str] | None = None) -> str:
@@ -123,30 +108,12 @@ def kubeadm(
     return yaml.safe_dump(pod, width=1000)
 
 
-def juju_config(commands: str, application: str, now: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Run an operator's commands as they are, with a `juju` that knows `config` alone.
+def extra_arguments(option: str) -> dict[str, str]:
+    """Give the flags of a charm's option for further ones, `NAME=VALUE …`; a bare name means `true`."""
+    return {name: value or "true" for name, _, value in (word.partition("=") for word in option.split())}
 
-    Args:
-        commands: for a shell.
-        application: the one that they are for.
-        now: the options that are set.
 
-    Returns:
-        The options that are set afterwards.
-
-    Raises:
-        TestbedError: a command failed.
-
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        options = Path(folder, "options")
-        options.mkdir()
-        for name, value in (now or {}).items():
-            (options / name).write_text(value)
-        Path(folder, "juju").write_text(JUJU)
-        Path(folder, "juju").chmod(0o755)
-        environment = {"PATH": f"{folder}:{os.environ['PATH']}", "OPTIONS": str(options), "APPLICATION": application}
-        done = subprocess.run(["sh", "-ec", commands], env=environment, capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise TestbedError(f"{commands}\nended with {done.returncode}: {done.stderr}")
-        return {path.name: path.read_text() for path in options.iterdir()}
+def known_alone(options: Mapping[str, str], *known: str) -> None:
+    """Refuse an option of a control plane's charm that nothing here plays."""
+    if unknown := sorted(set(options) - set(known)):
+        raise TestbedError(f"the option {unknown[0]} is played by nothing here; known are {', '.join(known)}")

@@ -363,8 +363,13 @@ def _mirror(codename: str) -> str | None:
     return None
 
 
+def programs() -> None:
+    """Install what the documentation's commands need besides."""
+    apt("jq", "pipx")
+
+
 PARTS = (
-    keystone_template, horizon_template, etcd, kubernetes, machine_image, identity_provider, apache, chromium,
+    keystone_template, horizon_template, etcd, kubernetes, machine_image, identity_provider, apache, chromium, programs,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from testbed import pack
 from testbed.agent import Unit
 from testbed.charmed import Charmed
 from testbed.cluster import Cluster
+from testbed.juju import Juju
 from testbed.keystone import Keystone
 
 C = TypeVar("C", bound=Cluster)
@@ -43,6 +44,7 @@ class StageOf(Generic[C]):
             self.machine = self.cluster.machine
             self.keystone = stack.enter_context(Keystone(self.machine.host_address, caching=self._caching))
             self.unit = Unit(self.machine)
+            self.juju = Juju([self.unit], self.charm, [self.cluster], self.keystone)
             self._stack = stack.pop_all()
         return self
 

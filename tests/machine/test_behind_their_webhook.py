@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from testbed.owners import juju_config
+from testbed.shell import Session, Shell
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
 from tests.machine.test_story import READERS
@@ -89,7 +90,7 @@ def test_without_a_policy_nothing_of_ours_is_on_the_api_server(stage: Stage, tok
 
 
 def test_by_hand_the_status_says_what_is_missing_and_notices_when_the_printed_commands_have_been_run(
-    stage: Stage, token: Callable[[], str]
+    stage: Stage, token: Callable[[], str], tmp_path: Path
 ) -> None:
     cluster, unit = stage.cluster, stage.unit
     cluster.configure({})
@@ -105,7 +106,9 @@ def test_by_hand_the_status_says_what_is_missing_and_notices_when_the_printed_co
     assert (len(lives_of(cluster)), cluster.args()) == (before, args)
 
     told = unit.run_action("show-webhook-config")
-    cluster.configure(juju_config(told.results["commands"], "kubernetes-master"))
+    with Shell(stage.juju, tmp_path) as shell, Session(shell, tmp_path) as session:
+        done = session.run(told.results["commands"])
+    assert done.code == 0, done.text
     before, args = len(lives_of(cluster)), cluster.args()
     unit.update_status()
     ready = "charmed, asked by the cluster's own token webhook, policy 1 rules"

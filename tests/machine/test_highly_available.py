@@ -1,7 +1,8 @@
 """Several control-plane machines behind a balancer: one API server at a time, so that nobody notices more than that.
 
-The tests stand in the order of the story. Two clients run kubectl through the balancer all the time, one with a token
-of the cluster's own, one with Keystone's.
+The tests stand in the order of the story, whose steps are those of tests/scenarios.py as far as they need several
+machines. Two clients run kubectl through the balancer all the time, one with a token of the cluster's own, one with
+Keystone's.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import NamedTuple
 
 import pytest
 
-from testbed import pack
 from testbed.agent import HookFailed, Unit
 from testbed.cache import TestbedError
 from testbed.charmed import Charmed
 from testbed.highly_available import HighlyAvailable
+from testbed.juju import Juju
 from testbed.traffic import lives_of
+from tests import scenarios
+from tests.machine.place import StandIn
 
 POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {"default/pods": ["list"]}}])
 LEASE = ["--namespace=kube-system", "get", "lease", "kubernetes-keystone-restart"]
@@ -62,14 +65,19 @@ class Story:
     """What the tests know of each other."""
 
     plane: HighlyAvailable
-    units: list[Unit]
+    model: Juju
+    told: scenarios.Story
     kubeconfigs: dict[str, Path]
     args: list[bytes]
-    later: list[Unit] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     lost: dict[str, list[Call]] = field(default_factory=dict)
     died: list[float] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[Unit]:
+        """Those whose machines are in the model."""
+        return self.model.units
 
     def each(self, what: Callable[[Unit], None]) -> None:
         """Do the same on every unit at once, as Juju does."""
@@ -134,11 +142,16 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(charm: Path) -> Iterator[Story]:
+def story(charm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with HighlyAvailable(charm=charm) as plane:
         keystone, first = plane.keystone, plane.first
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
+        units = [
+            Unit(member.machine, principal=f"kubernetes-master/{number}", number=number)
+            for number, member in enumerate(plane.members)
+        ]
+        model = Juju(units, charm, plane.members, keystone, machines=2)
+        told = scenarios.begin(StandIn(model, units, first, keystone, charm, tmp_path_factory.mktemp("operator")))
+        alice, demo = told.alice, told.demo
         group = f"--group=keystone:project:{demo.id}:role:member"
         # Good with a policy and without one. Roles like `edit` are empty here, where no controller fills them.
         first.kubectl("create", "role", "pods", "--namespace=default", "--verb=list", "--resource=pods")
@@ -150,11 +163,7 @@ def story(charm: Path) -> Iterator[Story]:
                 ("keystone", keystone.token(alice, demo)),
             )
         }
-        units = [
-            Unit(member.machine, principal=f"kubernetes-master/{number}", number=number)
-            for number, member in enumerate(plane.members)
-        ]
-        yield Story(plane, units, kubeconfigs, [member.args() for member in plane.members])
+        yield Story(plane, model, told, kubeconfigs, [member.args() for member in plane.members])
 
 
 def one_restart_each(story: Story, since: float) -> None:
@@ -176,16 +185,14 @@ def restart(story: Story, member: Charmed) -> None:
     member.machine.wait(lambda: seen[-1].ready and seen[-1].at > began, "the balancer to see it", 120)
 
 
+def test_before_the_charm_a_keystone_user_is_nobody(story: Story) -> None:
+    scenarios.before_the_charm_a_keystone_user_is_nobody(story.told)
+
+
 def test_units_deployed_at_once_restart_their_servers_one_after_the_other(story: Story) -> None:
     since = time.time()
-
-    def deploy(unit: Unit) -> None:
-        unit.deploy(story.plane.charm, {**options(story), "policy": POLICY})
-        unit.relate()
-
-    story.later, story.units = story.units[2:], story.units[:2]
     with story.traffic("deployed", "cluster"):
-        story.each(deploy)
+        scenarios.two_commands_end_in_active_units(story.told)
     active(story)
     one_restart_each(story, since)
     told = [status.message for unit in story.units for status in unit.history]
@@ -193,20 +200,23 @@ def test_units_deployed_at_once_restart_their_servers_one_after_the_other(story:
 
 
 def test_a_unit_that_is_added_restarts_its_own_server_alone(story: Story) -> None:
-    since = time.time()
+    since, before = time.time(), story.units
     # Its API server is behind the balancer already, and knows no Keystone user until it has been restarted.
     with story.traffic("a unit added", "cluster"):
-        for unit in story.later:
-            unit.deploy(story.plane.charm, {**options(story), "policy": POLICY})
-            unit.relate()
-    story.units += story.later
+        scenarios.a_unit_that_is_added_knows_keystones_users_too(story.told)
     active(story)
-    assert [down.member for down in story.downs(since)] == [unit.machine.name for unit in story.later]
+    (added,) = [unit for unit in story.units if unit not in before]
+    assert [down.member for down in story.downs(since)] == [added.machine.name]
 
 
-def options(story: Story) -> dict[str, str]:
-    keystone = story.plane.keystone
-    return {"keystone-url": keystone.url, "keystone-ca": keystone.ca.read_text()}
+def test_an_upgrade_of_the_charm_restarts_no_api_server_and_loses_nothing(story: Story) -> None:
+    link = "readlink /opt/kubernetes-keystone/current"
+    before = [unit.machine.shell(link) for unit in story.units]
+    with story.traffic("upgraded", "cluster", "keystone"):
+        scenarios.an_upgrade_from_the_last_release_restarts_no_api_server(story.told)
+    active(story)
+    assert not set(before) & {unit.machine.shell(link) for unit in story.units}
+    assert (story.restarts["upgraded"], story.lost["upgraded"]) == (0, [])
 
 
 def test_restarts_without_us_one_at_a_time_are_what_ours_are_compared_with(story: Story) -> None:
@@ -222,17 +232,6 @@ def test_a_policy_unset_is_one_restart_each_and_one_at_a_time(story: Story) -> N
         story.each(lambda unit: unit.configure(policy=""))
     active(story)
     one_restart_each(story, since)
-
-
-def test_an_upgrade_of_the_charm_restarts_no_api_server_and_loses_nothing(story: Story, tmp_path: Path) -> None:
-    link = "readlink /opt/kubernetes-keystone/current"
-    before = [unit.machine.shell(link) for unit in story.units]
-    charm = pack.changed(story.plane.charm, tmp_path / "changed.charm")
-    with story.traffic("upgraded", "cluster", "keystone"):
-        story.each(lambda unit: unit.upgrade(charm))
-    active(story)
-    assert not set(before) & {unit.machine.shell(link) for unit in story.units}
-    assert (story.restarts["upgraded"], story.lost["upgraded"]) == (0, [])
 
 
 def test_an_authenticator_that_is_stopped_is_not_missed(story: Story) -> None:
@@ -328,7 +327,7 @@ def test_a_machine_that_dies_with_the_lease_holds_the_others_up_no_longer_than_t
 def test_all_units_removed_at_once_restart_their_servers_one_after_the_other(story: Story) -> None:
     since = time.time()
     with story.traffic("removed", "cluster"):
-        story.each(lambda unit: unit.remove())
+        scenarios.removal_leaves_the_control_plane_as_it_was(story.told)
     one_restart_each(story, since)
     assert [member.args() for member in story.plane.members] == story.args
     assert holder(story) is None

@@ -12,32 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from testbed import canonical, users
+from testbed import canonical
 from testbed.canonical import Canonical
 from testbed.cluster import Cluster
 from testbed.microk8s import MicroK8s
-from testbed.owners import juju_config
+from testbed.shell import Session, Shell
 from testbed.stage import StageOf
-from testbed.traffic import Traffic, lives_of
+from tests.machine.in_use import InUse, in_use
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OWN_FILE = f"{canonical.FOLDER}/99-kubernetes-keystone"
 
 
 @dataclass
-class Story:
+class Story(InUse[Cluster]):
     """What the tests know of each other."""
 
-    stage: StageOf[Cluster]
-    kubeconfig: Path
-    traffic: Traffic
-    args: bytes
-    inventory: str
-    units: str
-
-    @property
-    def cluster(self) -> Cluster:
-        return self.stage.cluster
+    args: bytes = b""
 
     @property
     def in_folder(self) -> bool:
@@ -48,19 +39,6 @@ class Story:
         """Where the API server reads our files."""
         snap = "k8s" if self.cluster.layout == "canonical" else self.cluster.layout
         return f"/var/snap/{snap}/common/kubernetes-keystone"
-
-    def kubectl(self, *arguments: str) -> tuple[int, str]:
-        """Run kubectl as alice, who has nothing but an application credential."""
-        done = self.cluster.kubectl(*arguments, kubeconfig=self.kubeconfig, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    def lives(self) -> int:
-        """How often the API server has been started."""
-        return len(lives_of(self.cluster))
-
-    def in_force(self) -> bool:
-        """Whether the API server runs with our flags, as its users see it."""
-        return self.kubectl("get", "pods")[0] == 0
 
 
 STAGES: dict[str, Callable[[], Cluster]] = {
@@ -73,14 +51,11 @@ STAGES: dict[str, Callable[[], Cluster]] = {
 @pytest.fixture(scope="module", params=STAGES.values(), ids=list(STAGES))
 def story(request: pytest.FixtureRequest, charm: Path) -> Iterator[Story]:
     with StageOf(request.param, charm) as stage:
-        cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-        cluster.pod("default", "web")
-        cluster.owner_sets()
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
-        kubeconfig = users.hand_out(keystone.application_credential(alice, demo), keystone, cluster)
-        with Traffic(cluster) as traffic:
-            yield Story(stage, kubeconfig, traffic, cluster.args(), machine.shell(INVENTORY), machine.shell(UNITS))
+        stage.cluster.pod("default", "web")
+        stage.cluster.owner_sets()
+        with in_use(stage, Story) as begun:
+            begun.args = stage.cluster.args()
+            yield begun
 
 
 def test_relating_finds_the_layout_and_takes_one_restart(story: Story) -> None:
@@ -182,7 +157,9 @@ def test_flags_that_the_api_server_cannot_run_with_are_taken_back(story: Story) 
     assert story.in_force()
 
 
-def test_by_hand_the_printed_commands_are_enough_and_the_clusters_own_tokens_stay_good(story: Story) -> None:
+def test_by_hand_the_printed_commands_are_enough_and_the_clusters_own_tokens_stay_good(
+    story: Story, tmp_path: Path
+) -> None:
     """A flag by hand displaces the cluster's own token webhook as well as one of ours does."""
     cluster, machine, unit = story.cluster, story.stage.machine, story.stage.unit
     if story.in_folder:
@@ -190,13 +167,11 @@ def test_by_hand_the_printed_commands_are_enough_and_the_clusters_own_tokens_sta
     unit.configure(api_server="manual")
     before, admin = cluster.args(), cluster.tokens["admin"].token
     commands = unit.run_action("show-webhook-config").results["commands"]
-    options = juju_config(
-        "\n".join(line for line in commands.splitlines() if line.startswith("juju ")), "kubernetes-master"
-    )
     here = "\n".join(line for line in commands.splitlines() if not line.startswith("juju "))
     machine.shell('sudo() { "$@"; }\n' + here)
-    if extra := dict(word.split("=", 1) for word in options.get("kube-apiserver-extra-args", "").split()):
-        cluster.owner_sets(**extra)
+    with Shell(story.stage.juju, tmp_path) as shell, Session(shell, tmp_path) as session:
+        done = session.run("\n".join(line for line in commands.splitlines() if line.startswith("juju ")))
+    assert done.code == 0, done.text
     cluster.wait_ready()
     unit.update_status()
     assert unit.status == ("active", f"ready: manual, {cluster.layout}, policy 1 rules"), unit.debug_log()

@@ -1,4 +1,4 @@
-"""The story that the project is for, told once on real parts: deploy, relate, use, change, be overwritten, remove.
+"""The story that the project is for (tests/scenarios.py), on one machine: the steps, and what a machine shows of them.
 
 The tests stand in the order of the story and share one stage; traffic of the cluster's own runs through all of it.
 """
@@ -10,29 +10,20 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from testbed import users
 from testbed.charmed import API_SERVER
 from testbed.keystone import Project, User
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
+from tests import scenarios
 from tests.documents import table
 from tests.machine import sandbox
+from tests.machine.place import StandIn
 
 SERVICE = "kubernetes-keystone.service"
-PODS = {"default/pods": ["get", "list", "watch"]}
-READERS = json.dumps([{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": PODS}])
-WRITERS = json.dumps(
-    [
-        {
-            "users": {"projects": ["demo"], "roles": ["member"]},
-            "resource_permissions": {**PODS, "default/configmaps": ["*"]},
-        }
-    ]
-)
+READERS = scenarios.READERS
 # What is on the machine: kind, mode, owner and content. Left out is what others write all the time, and the copies that
 # the user tools make of the files they change.
 LEFT_OUT = ("/var/lib/juju", "/var/lib/systemd", "/var/lib/etcd", "/var/snap/etcd", "/root/cdk/audit", "/etc/.pwd.lock")
@@ -46,34 +37,36 @@ UNITS = "systemctl --no-legend --plain list-unit-files; systemctl --plain --stat
 
 @dataclass
 class Story:
-    """What the tests know of each other."""
+    """What the tests know of each other; `told` is what the steps do."""
 
     stage: Stage
-    demo: Project
-    alice: User
-    kubeconfig: Path
+    told: scenarios.Story
     traffic: Traffic
     args: bytes
     inventory: str
     units: str
 
+    @property
+    def demo(self) -> Project:
+        return self.told.demo
+
+    @property
+    def alice(self) -> User:
+        return self.told.alice
+
     def kubectl(self, *arguments: str) -> tuple[int, str]:
         """Run kubectl as alice, who has nothing but an application credential."""
-        done = self.stage.cluster.kubectl(*arguments, kubeconfig=self.kubeconfig, check=False)
-        return done.returncode, done.stdout + done.stderr
+        return self.told.alices(*arguments)
 
 
 @pytest.fixture(scope="module")
-def story(stage: Stage) -> Iterator[Story]:
-    cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-    cluster.pod("default", "web")
-    demo = keystone.project("demo")
-    alice = keystone.member("alice", demo)
-    credential = keystone.application_credential(alice, demo)
-    kubeconfig = users.hand_out(credential, keystone, cluster)
-    with Traffic(cluster) as traffic:
-        inventory, units = machine.shell(INVENTORY), machine.shell(UNITS)
-        yield Story(stage, demo, alice, kubeconfig, traffic, cluster.args(), inventory, units)
+def story(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("operator")
+    place = StandIn(stage.juju, [stage.unit], stage.cluster, stage.keystone, stage.charm, folder)
+    told = scenarios.begin(place)
+    with Traffic(stage.cluster) as traffic:
+        inventory, units = stage.machine.shell(INVENTORY), stage.machine.shell(UNITS)
+        yield Story(stage, told, traffic, stage.cluster.args(), inventory, units)
 
 
 def lives(story: Story) -> int:
@@ -87,76 +80,43 @@ def authenticator(story: Story) -> str:
 
 
 def eventually(story: Story, *arguments: str, code: int = 0) -> str:
-    """Run kubectl as alice until it ends with this code; the API server keeps verdicts for 5 s."""
-    story.stage.machine.wait(lambda: story.kubectl(*arguments)[0] == code, f"kubectl {arguments}", 30, every=0.5)
-    return story.kubectl(*arguments)[1]
+    """Run kubectl as alice until it ends with this code."""
+    return story.told.eventually(*arguments, code=code)
 
 
 def test_before_the_charm_a_keystone_user_is_nobody(story: Story) -> None:
-    code, output = story.kubectl("get", "pods")
-    assert code != 0
-    assert "must be logged in" in output or "Unauthorized" in output
+    scenarios.before_the_charm_a_keystone_user_is_nobody(story.told)
 
 
 def test_deploy_and_relate_end_in_an_active_unit_after_exactly_one_restart(story: Story) -> None:
     unit, before = story.stage.unit, lives(story)
-    unit.deploy(story.stage.charm, {**story.stage.keystone_options, "policy": READERS})
-    unit.relate()
-    assert unit.status == ("active", "ready: charmed, policy 1 rules")
-    assert unit.workload_version
+    scenarios.two_commands_end_in_active_units(story.told)
     assert lives(story) == before + 1
     announced = [status.message for status in unit.history if status.name == "maintenance"]
     assert any("restarting the API server" in message for message in announced)
 
 
+def test_an_upgrade_puts_the_new_version_in_force(story: Story) -> None:
+    link = "readlink /opt/kubernetes-keystone/current"
+    before = story.stage.machine.shell(link)
+    scenarios.an_upgrade_from_the_last_release_restarts_no_api_server(story.told)
+    assert story.stage.machine.shell(link) != before
+
+
 def test_a_keystone_user_has_a_name_that_nobody_can_forge(story: Story) -> None:
-    code, output = story.kubectl("auth", "whoami", "-o", "json")
-    assert code == 0, output
-    user = json.loads(output)["status"]["userInfo"]
-    assert user["username"] == "keystone:alice"
-    assert user["uid"] == story.alice.id
-    project = f"keystone:project:{story.demo.id}"
-    assert {project, f"{project}:role:member", "system:authenticated"} <= set(user["groups"])
-    assert user["extra"]["alpha.kubernetes.io/identity/project/id"] == [story.demo.id]
+    scenarios.a_keystone_user_has_a_name_that_nobody_can_forge(story.told)
 
 
 def test_the_policy_allows_what_it_says_and_nothing_else(story: Story) -> None:
-    code, output = story.kubectl("get", "pods", "--output=name")
-    assert (code, output) == (0, "pod/web\n")
-    for request in (["pods", "--namespace=kube-system"], ["nodes"], ["secrets"]):
-        code, output = story.kubectl("get", *request)
-        assert code != 0
-        assert "Forbidden" in output, request
-    for subresource in ("exec", "log"):
-        assert story.kubectl("auth", "can-i", "get", "pods", f"--subresource={subresource}")[1].strip().endswith("no")
-    assert story.kubectl("delete", "pod", "web")[0] != 0
+    scenarios.the_policy_allows_what_it_says_and_nothing_else(story.told)
 
 
 def test_rbac_can_bind_to_a_role_in_a_project(story: Story) -> None:
-    group = f"keystone:project:{story.demo.id}:role:member"
-    story.stage.cluster.kubectl("create", "clusterrole", "node-reader", "--verb=get,list", "--resource=nodes")
-    binding = ["create", "clusterrolebinding", "node-readers", "--clusterrole=node-reader", f"--group={group}"]
-    story.stage.cluster.kubectl(*binding)
-    assert "worker-0" in eventually(story, "get", "nodes")
-    story.stage.cluster.kubectl("delete", "clusterrolebinding", "node-readers")
-    story.stage.cluster.kubectl("delete", "clusterrole", "node-reader")
+    scenarios.rbac_can_bind_to_a_role_in_a_project(story.told)
 
 
 def test_a_namesake_of_another_domain_is_somebody_else(story: Story) -> None:
-    keystone, cluster = story.stage.keystone, story.stage.cluster
-    evil = keystone.domain("evil")
-    project = keystone.project("demo", evil)
-    namesake = keystone.member("alice", project, domain=evil)
-    keystone.group("system:masters", namesake, domain=evil)
-    kubeconfig = users.hand_out(keystone.application_credential(namesake, project), keystone, cluster)
-    done = cluster.kubectl("auth", "whoami", "-o", "json", kubeconfig=kubeconfig)
-    user = json.loads(done.stdout)["status"]["userInfo"]
-    assert user["username"] == f"keystone:alice@{evil.id}"
-    assert f"keystone:group:system%3Amasters@{evil.id}" in user["groups"]
-    assert "system:masters" not in user["groups"]
-    for request in (["pods"], ["nodes"]):
-        refused = cluster.kubectl("get", *request, kubeconfig=kubeconfig, check=False)
-        assert "Forbidden" in refused.stderr, request
+    scenarios.a_namesake_of_another_domain_is_somebody_else(story.told)
 
 
 def test_raw_reviews_need_the_api_servers_certificate(story: Story) -> None:
@@ -187,55 +147,23 @@ def test_files_are_whose_the_documentation_says(story: Story) -> None:
 
 
 def test_from_one_policy_to_another_nothing_restarts(story: Story) -> None:
-    before, service = lives(story), authenticator(story)
-    assert story.kubectl("get", "configmaps")[0] != 0
-    story.stage.unit.configure(policy=WRITERS)
-    eventually(story, "get", "configmaps")
-    story.stage.unit.configure(policy=READERS)
-    eventually(story, "get", "configmaps", code=1)
-    assert (lives(story), authenticator(story)) == (before, service)
+    scenarios.from_one_policy_to_another_nothing_restarts(story.told)
 
 
 def test_a_bad_policy_keeps_the_old_one_in_force(story: Story) -> None:
-    unit = story.stage.unit
-    unit.configure(policy="- users: {projects: [demo]}\n  resource_permissions: [oops]\n")
-    assert unit.status.name == "blocked"
-    assert unit.status.message.startswith("policy: ")
-    assert unit.status.message in unit.debug_log(), "which tells the same story"
-    assert "1" in unit.status.message
-    assert story.kubectl("get", "pods")[0] == 0
-    refused = unit.run_action("reload-policy")
-    assert refused.status == "failed"
-    assert "line" in refused.message
-    unit.configure(policy=READERS)
-    assert unit.status.name == "active"
+    scenarios.a_bad_policy_keeps_the_old_one_in_force(story.told)
 
 
 def test_actions_tell_what_is_in_force(story: Story) -> None:
-    unit = story.stage.unit
-    reloaded = unit.run_action("reload-policy")
-    assert reloaded.status == "completed", reloaded.message
+    scenarios.actions_tell_what_is_in_force(story.told)
     content = story.stage.machine.read("/etc/kubernetes-keystone/policy.json")
+    reloaded = story.stage.unit.run_action("reload-policy")
     assert reloaded.results["hash"] == hashlib.sha256(content).hexdigest()
-    assert reloaded.results["rules"] == "1"
-    question = {"user": "alice", "project_name": "demo", "roles": "member", "namespace": "default"}
-    allowed = unit.run_action("check-access", **question, verb="list", resource="pods")
-    assert (allowed.results["allowed"], allowed.results["item"]) == ("true", "1")
-    refused = unit.run_action("check-access", **question, verb="get", resource="pods/exec")
-    assert refused.results["allowed"] == "false"
-    assert refused.results["misses"]
-    shown = unit.run_action("show-webhook-config")
-    assert "--authorization-mode=Webhook" in shown.results["flags"]
-    assert "PRIVATE KEY" not in str(shown.results)
-    settings = unit.run_action("get-horizon-settings", flavour="curl")
-    assert settings.status == "completed", settings.message
-    compile(settings.results["settings"], settings.results["file"], "exec")
-    assert "PRIVATE KEY" not in str(settings.results)
 
 
 def test_operators_hand_out_a_file_that_works_as_it_is(story: Story) -> None:
+    scenarios.operators_hand_out_a_file_that_works_once_a_credential_is_in_it(story.told)
     unit, cluster, machine = story.stage.unit, story.stage.cluster, story.stage.machine
-    credential = story.stage.keystone.application_credential(story.alice, story.demo)
     admin = machine.read("/root/.kube/config")
     for content, found in (
         (admin, "the administrator's kubeconfig /root/.kube/config"),
@@ -247,32 +175,24 @@ def test_operators_hand_out_a_file_that_works_as_it_is(story: Story) -> None:
         assert (given.status, given.message) == ("completed", "")
         assert given.results["found"] == found
         assert given.results["server"] == cluster.server
-    path = cluster.folder / "handed-out"
-    path.write_text(given.results["kubeconfig"].replace("          #- name", "          - name"))
-    for value in (credential.id, credential.secret):
-        filled = path.read_text().replace('          #  value: ""', f'            value: "{value}"', 1)
-        path.write_text(filled)
-    assert cluster.kubectl("get", "pods", "-o", "name", kubeconfig=path).stdout == "pod/web\n"
     machine.write("/root/.kube/config", admin, 0o600)
 
 
 def test_a_token_is_followed_through_its_whole_way(story: Story) -> None:
+    scenarios.a_token_is_followed_through_its_whole_way(story.told)
     unit, machine, keystone = story.stage.unit, story.stage.machine, story.stage.keystone
-    place, token = "/root/token", keystone.token(story.alice, story.demo)
+    place, alice = "/root/token", story.alice
+    token = keystone.token(alice, story.demo)
     machine.write(place, f"{token}\n", 0o600)
-    for source in ({"token_file": place}, {"token_secret": unit.add_secret(token=token)}):
-        checked = unit.run_action("check-authentication", **source)
-        assert (checked.status, checked.message) == ("completed", "")
-        assert checked.results["user"] == "keystone:alice"
-        assert "list pods: yes" in checked.results["may"]
-        assert "create pods/exec: no" in checked.results["may"]
-        assert token not in str(checked)
+    checked = unit.run_action("check-authentication", token_file=place)
+    assert (checked.status, checked.message) == ("completed", "")
+    assert checked.results["user"] == "keystone:alice"
     # The cluster's own: chained, and not shown to Keystone (a test below looks at what Keystone saw).
     machine.write(place, story.stage.cluster.tokens["admin"].token, 0o600)
     checked = unit.run_action("check-authentication", token_file=place)
     assert checked.results["chain"] == "ok: the cluster's own token webhook, behind ours, knows it"
     assert (checked.results["user"], checked.results["groups"].splitlines()[0]) == ("admin", "system:masters")
-    machine.write(place, keystone.token(story.alice), 0o600)
+    machine.write(place, keystone.token(alice), 0o600)
     checked = unit.run_action("check-authentication", token_file=place)
     assert (checked.status, "stopped at keystone" in checked.message) == ("failed", True)
     machine.write(place, token, 0o644)
@@ -305,14 +225,14 @@ def test_a_monitoring_agent_that_comes_and_goes_changes_nothing_and_finds_what_i
     assert (lives(story), authenticator(story)) == (before, process)
 
 
+def test_keystones_own_charm_says_where_keystone_is(story: Story) -> None:
+    scenarios.keystones_own_charm_says_where_keystone_is(story.told)
+
+
 def test_the_control_plane_rewrites_all_its_flags_and_everything_still_works(story: Story) -> None:
     before = lives(story)
-    story.stage.cluster.control_plane_reconcile()
-    assert lives(story) == before + 1
-    eventually(story, "get", "pods")
-    story.stage.unit.update_status()
-    assert story.stage.unit.status.name == "active"
-    assert lives(story) == before + 1
+    scenarios.the_control_plane_sets_a_flag_of_its_own_and_ours_survive(story.told)
+    assert lives(story) == before + 2, "its own, for the flag that came and for the flag that went"
 
 
 SQUATTER = """
@@ -443,19 +363,18 @@ def test_no_secret_is_in_a_log_or_a_status(story: Story) -> None:
 
 def test_removal_takes_one_restart_and_leaves_the_machine_as_it_was(story: Story) -> None:
     before = lives(story)
-    story.stage.unit.remove()
+    scenarios.removal_leaves_the_control_plane_as_it_was(story.told)
     assert lives(story) == before + 1
     assert story.stage.cluster.args() == story.args
     assert difference(story.inventory, story.stage.machine.shell(INVENTORY)) == []
     assert difference(story.units, story.stage.machine.shell(UNITS)) == []
-    assert story.kubectl("get", "pods")[0] != 0
 
 
 def test_no_request_of_the_clusters_own_was_lost_beyond_the_restarts(story: Story) -> None:
     outcome = story.traffic.outcome()
     print(f"{outcome.requests} requests, {outcome.restarts} restarts, {outcome.by_restarts} failed through those")
     assert outcome.requests > 200
-    assert outcome.restarts == 3  # relate, the control plane's own, removal
+    assert outcome.restarts == 4  # relate, the control plane's own two, removal
     assert outcome.lost == []
 
 

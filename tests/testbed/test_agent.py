@@ -173,7 +173,7 @@ def test_the_charm_sees_its_config_its_relation_and_its_address(unit: Unit, mach
     assert (last["units"], last["leader"], last["address"]) == (["big/0"], True, machine.address)
     assert unit.status == ("active", "-x up_relation_changed")
     assert unit.workload_version == "1.0-one"
-    assert "small/0*" in unit.juju_status()
+    assert "small/0*" in str(unit)
     assert "unit.small/0.juju-log" in unit.debug_log()
 
 

@@ -1,0 +1,273 @@
+"""What README, tutorial and the users' page tell people to type, typed: command by command, in the order of the page.
+
+One stage, one shell with the real kubectl, openstack client, jq and pipx; `juju` is the stand-in's. The tables here say
+what a reader brings along (addresses, IDs, a secret that is asked for), what a command is to answer where that is not
+simply success, and which commands are not run, with the reason. A command that is new is run without any entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from testbed import prompt
+from testbed.shell import Said, Session, Shell
+from testbed.stage import Stage
+from tests import documents
+
+README, TUTORIAL, USERS = "README.md", "docs/tutorial.md", "docs/users.md"
+pytestmark = pytest.mark.timeout(1800)
+
+NOT_RUN = {
+    README: {
+        "make demo": "it makes a stage of its own and tells what tests/machine/test_story.py tests",
+        "make test": "this is part of it",
+    },
+    USERS: {
+        "openstack --os-cloud openstack server list": "there is no Nova here",
+        "openstack server list": "there is no Nova here",
+        "kubectl keystone-auth login --browser": "tests/functional/test_single_sign_on.py does it, with Chromium",
+    },
+}
+# What a command answers, where the page does not show it.
+ANSWERS = {
+    README: {
+        "juju run kubernetes-keystone/0 check-access": "allowed: 'true'",
+        "juju run kubernetes-keystone/0 check-authentication": "user: keystone:alice",
+        "kubectl --token": "hello",
+    },
+    USERS: {"kubectl get pods": "hello", "kubectl --token": "hello"},
+}
+# In an answer these are others each time.
+VARYING = (
+    (re.compile(r"\b[0-9a-f]{32}\b"), "<ID>"),
+    (re.compile(r"\b\d+\.\d+\.\d+\.\d+\b"), "<address>"),
+    (re.compile(r"[\w-]{60,}"), "<secret>"),
+    (re.compile(r"[ \t]+"), " "),
+)
+ALICES = "kubectl --kubeconfig alice.kubeconfig get pods"
+ASKED = ("kubectl keystone-auth kubeconfig",)  # for the secret of an application credential
+
+
+@dataclasses.dataclass
+class Reader:
+    """Somebody who types a page's commands, and knows what it has told so far."""
+
+    stage: Stage
+    shell: Shell
+    folder: Path
+    document: str
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
+    secret: str = ""
+    told: str = ""
+    session: Session | None = None
+
+    def fresh(self, **environment: str) -> None:
+        """Open a new terminal."""
+        self.close()
+        self.session = Session(self.shell, self.folder, environment)
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.__exit__()
+        self.session = None
+
+    def type(self, command: str) -> Said:
+        """Run a command with a reader's own words in it."""
+        assert self.session is not None
+        for written, meant in self.words.items():
+            command = command.replace(written, meant)
+        assert not re.search(r"<[a-z]+ ID>|\.example\b", command), f"{command}: what is to be put in its place?"
+        said = self.session.run(command)
+        if found := re.findall(r"^secret:\w+", said.text, re.MULTILINE):
+            self.words["secret:ID"] = found[-1]
+        return said
+
+    def reads(self, page: list[documents.Step]) -> None:
+        """Do all steps of a page."""
+        for step, following in zip(page, [*page[1:], None], strict=True):
+            self.does(step, following.text if following is not None and following.kind == "answer" else "")
+
+    def does(self, step: documents.Step, answer: str = "") -> None:
+        """Do one step, and look at the outcome: of all commands since the last answer, if the page shows one."""
+        where = f"{self.document}:{step.line}: {step.text}"
+        if step.kind == "file":
+            (self.folder / step.name).write_text(step.text)
+        if step.kind == "answer":
+            said = _plain(self.told)
+            assert [line for line in _plain(step.text) if line not in said] == [], f"{where}\n{self.told}"
+            self.told = ""
+        if step.kind != "command" or any(step.text.startswith(one) for one in NOT_RUN.get(self.document, {})):
+            return
+        asked = self.secret and any(step.text.startswith(one) for one in ASKED)
+        typed = f"OS_APPLICATION_CREDENTIAL_SECRET={shlex.quote(self.secret)} {step.text}" if asked else step.text
+        said = self.type(typed)
+        print(f"$ {step.text}\n{said.text}")
+        refused = bool(answer) and answer.splitlines()[-1].lower().startswith("error")
+        assert (said.code != 0) == refused, f"{where}\n{said.text}"
+        wanted = [text for known, text in ANSWERS.get(self.document, {}).items() if step.text.startswith(known)]
+        assert all(text in said.text for text in wanted), f"{where}\n{said.text}"
+        self.told += said.text
+        if "application credential create" in step.text:
+            self.learn(said.text)
+
+    def learn(self, table: str) -> None:
+        """Read what the page says is needed below of an answer that is a table."""
+        rows = re.findall(r"^\| ([\w ]+?) +\| (.*?) +\|$", table, re.MULTILINE)
+        told = {name.lower().replace(" ", "_"): value for name, value in rows}
+        self.secret = told["secret"]
+        self.words |= {"<credential ID>": told["id"], "3d1f0c5b7e4e6f9a8b7c6d5e4f3a2b10": told["id"]}
+        self.words["<project ID>"] = told["project_id"]
+
+
+def _plain(text: str) -> list[str]:
+    """The lines without what is another each time."""
+    for varying, name in VARYING:
+        text = varying.sub(name, text)
+    return [line.strip() for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shell(stage: Stage) -> Iterator[Shell]:
+    with Shell(stage.juju, stage.cluster.folder / "shell") as made:
+        prompt.furnish(made, stage)
+        yield made
+
+
+Opener = Callable[[str], Reader]
+
+
+@pytest.fixture
+def opened(stage: Stage, shell: Shell, tmp_path: Path) -> Iterator[Opener]:
+    """A reader of a page, with what it takes for granted lying there."""
+    readers: list[Reader] = []
+
+    def open_page(document: str) -> Reader:
+        reader = Reader(stage, shell, tmp_path, document)
+        reader.words = {
+            "https://keystone.example:5000/v3": stage.keystone.url,
+            "https://kubernetes.example:6443": stage.cluster.server,
+        }
+        (tmp_path / "kubernetes-keystone").symlink_to(documents.PROJECT)
+        (tmp_path / "keystone-ca.pem").write_bytes(stage.keystone.ca.read_bytes())
+        (tmp_path / "kubernetes-ca.pem").write_bytes(stage.cluster.ca)
+        readers.append(reader)
+        return reader
+
+    yield open_page
+    for reader in readers:
+        reader.close()
+
+
+def test_what_is_not_run_is_still_there() -> None:
+    for document, left_out in NOT_RUN.items():
+        commands = [step.text for step in documents.steps(document)]
+        assert [one for one in left_out if not any(command.startswith(one) for command in commands)] == []
+
+
+@pytest.mark.skipif(not (documents.PROJECT / TUTORIAL).exists(), reason=f"NOT TESTED: there is no {TUTORIAL} yet")
+def test_the_tutorial_works_as_it_is_written(stage: Stage, opened: Opener) -> None:
+    reader, page = opened(TUTORIAL), documents.steps(TUTORIAL)
+    reader.fresh(OS_CLOUD="admin")
+    away = False
+    for step, following in zip(page, [*page[1:], None], strict=True):
+        if step.kind == "note":
+            assert step.text in ("Keystone stops here.", "Keystone starts here."), step
+            away = "stops" in step.text
+            if away:
+                # A minute is for readers; with it changes what is known, so that her token has to be good once more.
+                stage.unit.configure(token_cache_ttl=5)
+                assert reader.type(ALICES).code == 0
+            (stage.keystone.stop if away else stage.keystone.start)()
+        if away and step.text.startswith("juju status"):
+            # "When she has worked for more than that minute, the status has it from the next hook on."
+            stage.machine.wait(lambda: _told_at_a_hook(reader), "the status to tell of the outage", 180, every=3)
+        reader.does(step, following.text if following is not None and following.kind == "answer" else "")
+    assert not stage.machine.exists("/etc/kubernetes-keystone")
+
+
+def _told_at_a_hook(reader: Reader) -> bool:
+    said = reader.type(ALICES)
+    assert said.code == 0, f"she goes on\n{said.text}"
+    reader.stage.unit.update_status()
+    return "no answers" in reader.stage.unit.status.message
+
+
+def test_the_readme_works_as_it_is_written(stage: Stage, shell: Shell, opened: Opener) -> None:
+    """Keystone's certificate is one that the machine trusts, as the first command takes for granted."""
+    reader, keystone, machine = opened(README), stage.keystone, stage.machine
+    demo = keystone.project("demo")
+    alice = keystone.member("alice", demo)
+    reader.words["<project ID>"] = demo.id
+    machine.write("/usr/local/share/ca-certificates/keystone.crt", keystone.ca.read_bytes())
+    machine.run("update-ca-certificates")
+    clouds = prompt.clouds(keystone, alice=keystone.application_credential(alice, demo))
+    (shell.home / ".config" / "openstack" / "clouds.yaml").write_text(clouds)
+    (reader.folder / "token.txt").write_text(keystone.token(alice, demo))
+    stage.cluster.pod("default", "hello")
+    stage.cluster.namespace("web")
+    reader.fresh(OS_CLOUD="alice")
+    reader.reads(documents.steps(README))
+    assert stage.unit.status == ("active", "ready: charmed, policy 1 rules")
+    given = yaml.safe_load((reader.folder / "demo.kubeconfig").read_text())
+    assert given["clusters"][0]["cluster"]["server"] == stage.cluster.server
+
+
+def test_the_users_page_works_as_it_is_written(stage: Stage, shell: Shell, opened: Opener) -> None:
+    """On the cluster that the README's commands have made; the operators' file is of the flavour `curl`."""
+    reader, keystone = opened(USERS), stage.keystone
+    project = keystone.project("users")
+    bob = keystone.member("bob", project)
+    stage.unit.configure(policy='[{"users": {"projects": ["users"]}, "resource_permissions": {"*/*": ["*"]}}]')
+    password = {
+        "OS_AUTH_URL": keystone.url,
+        "OS_USERNAME": "bob",
+        "OS_PASSWORD": bob.password,
+        "OS_PROJECT_NAME": "users",
+        "OS_USER_DOMAIN_ID": "default",
+        "OS_PROJECT_DOMAIN_ID": "default",
+        "OS_IDENTITY_API_VERSION": "3",
+    }
+    trust = {"OS_CACERT": str(keystone.ca)}
+    kube = shell.home / ".kube" / "config"
+    given = stage.unit.run_action("get-kubeconfig", flavour="curl", projects="users")
+    kube.write_text(given.results["kubeconfig"])
+    (shell.home / ".config" / "openstack" / "clouds.yaml").unlink()
+    reader.fresh(**password, **trust)
+    for step in documents.steps(USERS):
+        if step.heading == "From Horizon" and step.text.startswith("cp "):
+            # Its file is any kubeconfig with a credential in it.
+            laptop = (reader.folder / "laptop.kubeconfig").read_text()
+            (reader.folder / "app-cred-NAME-kubeconfig").write_text(laptop)
+        if step.text == "umask 077":
+            reader.fresh(**password, **trust)  # "it takes a login that may make application credentials"
+        reader.does(step)
+        if "application credential create" in step.text:
+            credential = reader.words["<credential ID>"]
+            (reader.folder / "app-cred-kubernetes-openrc.sh").write_text(
+                _openrc(keystone.url, credential, reader.secret)
+            )
+            reader.fresh(**trust)  # "take a fresh shell"
+            assert "OS_APPLICATION_CREDENTIAL" in kube.read_text(), "it is the operators' file"
+    token = (reader.folder / "token.txt").read_text().strip()
+    assert stage.cluster.status("/api/v1/namespaces/default/pods", token) == 200
+
+
+def _openrc(url: str, credential: str, secret: str) -> str:
+    """What Horizon gives for an application credential."""
+    settings = {
+        "OS_AUTH_TYPE": "v3applicationcredential",
+        "OS_AUTH_URL": url,
+        "OS_IDENTITY_API_VERSION": "3",
+        "OS_REGION_NAME": "RegionOne",
+        "OS_INTERFACE": "public",
+        "OS_APPLICATION_CREDENTIAL_ID": credential,
+        "OS_APPLICATION_CREDENTIAL_SECRET": secret,
+    }
+    return "#!/usr/bin/env bash\n" + "".join(f"export {name}={value}\n" for name, value in settings.items())
