@@ -210,7 +210,8 @@ class Service:
         self._addresses = (None if webhook else self.parts.settings.listen, self.parts.settings.private_listen)
         self._webhook = Listener(sock, self._handler)
         pages = Pages(self.parts, self._connections, lambda: self._address_error)
-        self._private = Listener(private, pages, Limits(body=0, connections=64, idle=60, first_request=30))
+        # All who come here are strangers: the oldest goes for a new one, and no number of them keeps the charm out.
+        self._private = Listener(private, pages, Limits(body=0, idle=60, first_request=30))
         self._private.listen(None)
         self._webhook.listen(self.parts.tls_context)
         self._tls_listening = self.parts.tls_context
