@@ -116,11 +116,13 @@ def ensure_tls(
             # its key can read the CA's.
             have = pki.issue(subject, authority, hosts, LEAF_LIFE if hosts else CA_LIFE, now)
         _save(pair, have, mode, group)
-    # They are trusted no longer than somebody may still show a certificate of theirs.
-    shown = known is None or known.shows_only(made.client.certificate.read_bytes())
+    # Those before it are trusted as long as somebody may still show a certificate of theirs: an API server, or for the
+    # rest of the hook that makes a new one, a k8s-keystone-auth behind the endpoint.
+    done = known is None or known.shows_only(made.client.certificate.read_bytes())
     earlier = [one for one in before if one != authority.certificate and pki.part_left(one, now) > 0]
+    kept = [] if done and authority.certificate in before else earlier
     files.write(_pair(places, "ca").key, authority.key_pem, 0o600)
-    files.write(made.ca, b"".join(map(pki.pem, (authority.certificate, *([] if shown else earlier)))), 0o640, group)
+    files.write(made.ca, b"".join(map(pki.pem, (authority.certificate, *kept))), 0o640, group)
     _Endpoint(made, listen, group, now, authority, before, offer, known).settle()
     return made
 
