@@ -349,9 +349,8 @@ class _Endpoint:
         anchor = self._anchor(wanted) or own
         kept = self._anchor(now) if works else None
         self._make_known([own, *([kept] if kept else []), anchor])
-        if now is not None and now.shown == wanted.shown:
-            self._drop_coming()
-        elif self.known is None or anchor in common or not (works or own in common):
+        stays = now is not None and now.shown == wanted.shown
+        if stays or self.known is None or anchor in common or not (works or own in common):
             self._put(made.server, wanted)
             self._drop_coming()
         else:
