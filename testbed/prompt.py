@@ -20,8 +20,8 @@ from testbed.stage import Stage
 
 INTRODUCTION = """
 A control plane of Charmed Kubernetes at {server}, a Keystone at {keystone}, and no charm yet.
-This is a shell in {home}; everything ends when it does (exit, or Ctrl-D). What the tutorial tells you to type works here,
-with this Keystone's URL in the place of its example's. It begins with:
+This is a shell in {home}; everything ends when it does (exit, or Ctrl-D). What the tutorial tells you
+to type works here, with this Keystone's URL in the place of its example's. It begins with:
 
     juju deploy kubernetes-keystone --config keystone-url={keystone} --config keystone-ca=@keystone-ca.pem
     juju add-relation kubernetes-master kubernetes-keystone
