@@ -11,8 +11,9 @@ from pathlib import Path
 
 import uvloop
 
+from keystone_authenticator.parts import server_context
 from keystone_authenticator.server import Listener, Reply, Request
-from keystone_authenticator.service import bound_socket, server_context
+from keystone_authenticator.service import bound_socket
 from keystone_authenticator.settings import Address, Tls
 
 

@@ -25,9 +25,10 @@ from keystone_authenticator.identity import Marks, Subject
 from keystone_authenticator.keystone import Keystone
 from keystone_authenticator.metrics import Metrics
 from keystone_authenticator.outbound import Answer, Client
+from keystone_authenticator.parts import load_policy
 from keystone_authenticator.policy import Policy, Request
 from keystone_authenticator.reviews import TokenReview
-from keystone_authenticator.service import Service, load_policy
+from keystone_authenticator.service import Service
 
 TOKENS = 1_000_000
 IDENTITIES = 10_000
@@ -140,7 +141,7 @@ async def million(settings: Path, client: Sequence[str]) -> dict[str, Any]:
     service = Service(settings, Metrics())
     await service.start(None, None)
     authenticator = Authenticator(KeystoneTokens(validator, 3600, 0), ClusterTokens(None))
-    service.authenticator = authenticator
+    service.parts.authenticator = authenticator
     issued = int(time.time()).to_bytes(8, "big")
     before = _memory("VmRSS")
     began = time.monotonic()

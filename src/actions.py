@@ -210,7 +210,7 @@ def show_webhook_config(
             return way_over
         raise Blocked("nothing is installed on this unit yet; its status says why")
     tls = webhook.tls(places)
-    if not webhook.has_authority(places) or not tls.client.certificate.exists() or not tls.client.key.exists():
+    if not webhook.is_complete(places):
         raise Blocked("the certificates are missing or over; the next hook makes them anew, its status says more")
     # By hand it may pass through Juju's configuration, where no private key belongs.
     kubeconfig = webhook.kubeconfig(places, tls, config.listen, with_client=not by_hand)

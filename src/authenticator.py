@@ -596,7 +596,7 @@ def _run_cli(
             [*program, *arguments],
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=seconds,
             check=False,
             env=environment,

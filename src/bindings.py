@@ -13,6 +13,7 @@ import requests
 
 from apiserver import Layout
 from apiserver.verify import Unverified, as_admin
+from printable import printable
 
 _KINDS = ("clusterrolebindings", "rolebindings")
 _PAGE = 500
@@ -37,8 +38,8 @@ def _told(binding: dict[str, Any]) -> Iterator[str]:
     for subject in binding.get("subjects") or ():
         name = subject["name"]
         if subject["kind"] in {"User", "Group"} and not name.startswith(_NOT_BARE):
-            shown = name if name.isprintable() else ascii(name)
-            yield f"{subject['kind'].lower()} {shown}: {where}{metadata['name']} gives {role['kind']} {role['name']}"
+            who = f"{subject['kind'].lower()} {printable(name)}"
+            yield f"{who}: {where}{metadata['name']} gives {role['kind']} {role['name']}"
 
 
 def _all(session: requests.Session, url: str, kind: str) -> Iterator[dict[str, Any]]:

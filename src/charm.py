@@ -22,6 +22,7 @@ try:
     import again
     import apiserver
     import authenticator
+    import certificates
     import check_authentication
     import cluster_user
     import files
@@ -60,7 +61,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         # A line for each connection and each answer; ops hands everything to Juju's log.
         logging.getLogger("urllib3").setLevel(logging.WARNING)
         relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
-        agent = self.on[observability.RELATION]
+        agent, issuer = self.on[observability.RELATION], self.on[certificates.RELATION]
         for event in (
             self.on.install,
             self.on.start,
@@ -77,6 +78,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             keystone.relation_changed,
             keystone.relation_departed,
             keystone.relation_broken,
+            issuer.relation_created,
+            issuer.relation_changed,
+            issuer.relation_broken,
             agent.relation_created,
             agent.relation_joined,
         ):
@@ -249,7 +253,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
 
         authenticator.install(self.places)
         owner.claim(self.places, self.unit.name)
-        tls = webhook.ensure_tls(self.places, config.listen, authenticator.group())
+        offer = certificates.offered(self.model, self.places, config.listen)
+        tls = self._ensure_tls(config, offer)
         authenticator.write_inputs(self.places, config, policy.content if policy else None, credentials)
         behind = None
         if program is not None:
@@ -284,10 +289,13 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         if wire is not None:
             self._wire(config, wire, tls, missing)
         found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
+        # Once more: now the API server may know what it did not before.
+        self._ensure_tls(config, offer)
+        authenticator.wait_until_in_force(self.places, tls)
         if layout is not None and not missing.authentication:
             found.append(_BEHIND)
         summary = self._summary(config, found, policy, status.keystone.outage)
-        return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout)]))
+        return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout), *_told_of_tls(offer, tls)]))
 
     def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
         """Have the authenticator's own user in the cluster be there, and say how what it does there goes.
@@ -313,8 +321,19 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             if url and (url, config.auth_server_ca) != (old, now.backend_ca):
                 reach.service(option, url, config.auth_server_ca, kind)
 
+    def _ensure_tls(self, config: CharmConfig, offer: certificates.Offer) -> webhook.Tls:
+        """Have the certificates be as far as those who ask us know them."""
+        group, asked_by = authenticator.group(), self._asked_by(config)
+        return webhook.ensure_tls(self.places, config.listen, group, offer=offer, asked_by=asked_by)
+
+    def _asked_by(self, config: CharmConfig) -> tuple[apiserver.Knows, ...] | None:
+        """Tell what API servers that ask us know, set by us or by hand; None where nobody does."""
+        wired = apiserver.wired(self.place)
+        ours = apiserver.knows(wired) if wired is not None else None
+        return ours or apiserver.byhand.knows(self.place, config.listen.url) or None
+
     def _make_way(self, config: CharmConfig, layout: apiserver.Layout | None, missing: flags.Missing) -> None:
-        """Take our flags out where they would lead nowhere: another layout, a moved endpoint, a new CA.
+        """Take our flags out where they would lead nowhere: another layout, a moved endpoint, lost certificates.
 
         Or to a "no": once the cluster's own webhook asks us, we do not ask it, and its tokens must not come here first.
         """
@@ -323,7 +342,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return
         now = authenticator.in_force(self.places)
         moved = now.listen != config.listen.address or (now.chained and not missing.authentication)
-        if layout is None or wired.name != layout.name or moved or not webhook.has_authority(self.places):
+        lost = not webhook.goes_on(self.places, config.listen, apiserver.knows(wired) or ())
+        if layout is None or wired.name != layout.name or moved or lost:
             apiserver.remove(wired, self._announce)
 
     def _backends(self, config: CharmConfig, behind: Backend | None) -> Backends:
@@ -438,6 +458,14 @@ def _told_of_cluster(status: Status) -> list[str]:
         wrong = status.sync.error or status.sync.passes.error
         well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
         parts.append(f"sync: {wrong[:200]}" if wrong else well)
+    return parts
+
+
+def _told_of_tls(offer: certificates.Offer, tls: webhook.Tls) -> list[str]:
+    """Say what is not as it should be about the endpoint's certificate."""
+    parts = [f"{certificates.RELATION}: {offer.problem}"] if offer.problem else []
+    if webhook.waits(tls):
+        parts.append(f"the endpoint's next certificate waits until the API server knows its CA. {_PRINTS}")
     return parts
 
 

@@ -7,13 +7,11 @@ what to do. The token itself is nowhere in what comes out, and in no program's a
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import requests
@@ -21,14 +19,15 @@ import requests
 import actions
 import apiserver
 import authenticator
-import files
 import flags
 import reach
+import secret
 import webhook
 from apiserver import verify
 from config import CharmConfig
 from errors import Blocked
 from files import Places
+from printable import printable
 
 LONGEST = 64 * 1024
 MOST_TOLD = 30_000
@@ -55,6 +54,52 @@ class Asked(pydantic.BaseModel, frozen=True):
     token_secret: str = ""
     token_file: str = ""
     namespace: str = "default"
+
+
+Texts = Annotated[list[str], pydantic.BeforeValidator(lambda value: [] if value is None else value)]
+A = TypeVar("A", bound=pydantic.BaseModel)
+
+
+class _User(pydantic.BaseModel, frozen=True):
+    username: str = ""
+    groups: Texts = []
+
+
+class _WhoStatus(pydantic.BaseModel, frozen=True):
+    user: _User = pydantic.Field(alias="userInfo")
+
+
+class _Who(pydantic.BaseModel, frozen=True):
+    """What is read of a SelfSubjectReview."""
+
+    status: _WhoStatus
+
+
+class _AccessStatus(pydantic.BaseModel, frozen=True):
+    allowed: bool = False
+    error: str = pydantic.Field("", alias="evaluationError")
+
+
+class _Access(pydantic.BaseModel, frozen=True):
+    """What is read of a SelfSubjectAccessReview."""
+
+    status: _AccessStatus
+
+
+class _Rule(pydantic.BaseModel, frozen=True):
+    verbs: Texts = []
+    resources: Texts = []
+    names: Texts = pydantic.Field([], alias="resourceNames")
+
+
+class _RulesStatus(pydantic.BaseModel, frozen=True):
+    rules: list[_Rule] | None = pydantic.Field(None, alias="resourceRules")
+
+
+class _Rules(pydantic.BaseModel, frozen=True):
+    """What is read of a SelfSubjectRulesReview."""
+
+    status: _RulesStatus
 
 
 class Stopped(Exception):
@@ -103,24 +148,7 @@ def of_file(name: str) -> str:
     Raises:
         Blocked: it is not there, or others could have read or written it.
     """
-    if not name.startswith("/"):
-        raise Blocked(f"token-file: {name!r} does not begin at the root: give a whole path, on this unit's machine")
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise Blocked(f"token-file: {name} cannot be read on this unit's machine: {error.strerror}") from None
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise Blocked(f"token-file: {name} is no file")
-        if not files.is_private(found):
-            raise Blocked(
-                f"token-file: {name} is not root's alone (its mode is {stat.S_IMODE(found.st_mode):04o}): others may"
-                " have read the token. Have it revoked, and write a new one with: install -m 600 /dev/stdin FILE"
-            )
-        return clean(os.read(handle, LONGEST + 2).decode("ascii", "replace"), "token-file")
-    finally:
-        os.close(handle)
+    return clean(secret.of_file("token-file", name).decode("ascii", "replace"), "token-file")
 
 
 # --- its way
@@ -189,14 +217,15 @@ class _Way:
             )
         credential = f" by the application credential {said.credential}" if said.credential else ""
         return (
-            f"{_plain(said.user)} (domain {_plain(said.domain)}){credential} in the project {_plain(said.project)},"
-            f" roles {', '.join(map(_plain, said.roles))}, until {said.expires or 'for ever'}"
+            f"{printable(said.user)} (domain {printable(said.domain)}){credential} in the project"
+            f" {printable(said.project)}, roles {', '.join(map(printable, said.roles))},"
+            f" until {said.expires or 'for ever'}"
         )
 
     def identity(self) -> str:
         """Ask our endpoint as the API server does, with its client certificate."""
         tls = webhook.tls(self.places)
-        if not webhook.has_authority(self.places) or not tls.client.key.exists():
+        if not webhook.is_complete(self.places):
             raise Stopped("the certificates are missing or over; the next hook makes them anew, the status says more")
         kubeconfig = webhook.kubeconfig(self.places, tls, self.config.listen, with_client=True)
         try:
@@ -208,12 +237,14 @@ class _Way:
             ) from None
         if self.ours.get("authenticated"):
             user = self.ours.get("user") or {}
-            return f"the endpoint takes its holder for {_plain(user.get('username', ''))}"
+            return f"the endpoint takes its holder for {printable(user.get('username', ''))}"
         error = str(self.ours.get("error") or "")
         if not self.is_keystones:
-            return f"the endpoint has nobody for it{f' ({_plain(error)})' if error else ''}, see the next step"
+            return f"the endpoint has nobody for it{f' ({printable(error)})' if error else ''}, see the next step"
         if error:
-            raise Stopped(f"the authenticator cannot tell: {_plain(error)}. See journalctl -u {authenticator.SERVICE}")
+            raise Stopped(
+                f"the authenticator cannot tell: {printable(error)}. See journalctl -u {authenticator.SERVICE}"
+            )
         raise Stopped(
             "the authenticator says no. A refusal is kept for ten seconds: try again, and then see"
             f" journalctl -u {authenticator.SERVICE}, which has the reason"
@@ -231,7 +262,7 @@ class _Way:
             return "the cluster's own token webhook, behind ours, knows it"
         if state == "ready" and self.ours.get("error"):
             raise Stopped(
-                f"the cluster's own token webhook gives no verdict: {_plain(str(self.ours['error']))}."
+                f"the cluster's own token webhook gives no verdict: {printable(str(self.ours['error']))}."
                 " Look at that webhook"
             )
         if state == "ready":
@@ -242,14 +273,15 @@ class _Way:
         """Ask the API server who it takes the holder for."""
         with self._as_holder() as (session, url):
             user = self._who(session, url)
-        name = str(user.get("username", ""))
-        self.found["user"] = _plain(name)
-        if groups := [_plain(str(group)) for group in user.get("groups") or []]:
+        name = user.username
+        self.found["user"] = printable(name)
+        if groups := [printable(group) for group in user.groups]:
             self.found["groups"] = "\n".join(actions.shortened(groups))
         told = (self.ours.get("user") or {}).get("username")
         if told and told != name:
-            return f"{_plain(name)}, and not {_plain(told)}: it is not our endpoint that it believes about this token"
-        return f"{_plain(name)}"
+            ours = printable(told)
+            return f"{printable(name)}, and not {ours}: it is not our endpoint that it believes about this token"
+        return printable(name)
 
     def access(self) -> str:
         """Ask what the holder may do, in one namespace."""
@@ -260,10 +292,9 @@ class _Way:
                 for verb, group, *what in QUESTIONS
             ]
             review = {"kind": "SelfSubjectRulesReview", "spec": {"namespace": self.namespace}}
-            answer = self._post(session, f"{url}{GROUP}/selfsubjectrulesreviews", review)
+            answer = self._post(session, f"{url}{GROUP}/selfsubjectrulesreviews", review, _Rules)
         self.found["may"] = "\n".join(may)
-        status = answer.get("status") or {}
-        if rules := _rules(status.get("resourceRules") or []):
+        if rules := _lines(answer.status.rules or []):
             self.found["rbac-rules"] = "\n".join(actions.shortened(rules))
         if any(line.endswith(": yes") for line in may):
             return f"see what it may do {where}"
@@ -313,7 +344,7 @@ class _Way:
             session.verify = pem.name if self.config.kubernetes_ca else reach.system_ca()
             yield session
 
-    def _who(self, session: requests.Session, url: str) -> dict[str, Any]:
+    def _who(self, session: requests.Session, url: str) -> _User:
         for version in ("v1", "v1beta1"):  # the second is Kubernetes 1.27's
             body = {"apiVersion": f"authentication.k8s.io/{version}", "kind": "SelfSubjectReview"}
             path = f"{url}{IDENTITY.removesuffix('v1')}{version}/selfsubjectreviews"
@@ -322,12 +353,9 @@ class _Way:
                 break
         if answer.status_code == 401:
             raise Stopped(f"the API server does not know the token (401). {self._why_unknown()}")
-        try:
-            return answer.json()["status"]["userInfo"]
-        except (ValueError, KeyError, TypeError):
-            raise Stopped(
-                f"the API server knows the token, but answers {answer.status_code} when asked whose it is"
-            ) from None
+        if answer.status_code != 201:
+            raise Stopped(f"the API server knows the token, but answers {answer.status_code} when asked whose it is")
+        return _understood(_Who, answer, "SelfSubjectReview").status.user
 
     def _why_unknown(self) -> str:
         """Say why an API server may not know a token that our endpoint knows."""
@@ -355,12 +383,12 @@ class _Way:
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
         attributes |= {"subresource": subresource} if subresource else {}
         review = {"kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
-        status = self._post(session, f"{url}{GROUP}/selfsubjectaccessreviews", review).get("status") or {}
-        if status.get("allowed"):
+        found = self._post(session, f"{url}{GROUP}/selfsubjectaccessreviews", review, _Access).status
+        if found.allowed:
             return "yes"
-        return f"no ({_plain(str(status['evaluationError']))})" if status.get("evaluationError") else "no"
+        return f"no ({printable(found.error)})" if found.error else "no"
 
-    def _post(self, session: requests.Session, path: str, review: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, session: requests.Session, path: str, review: dict[str, Any], kind: type[A]) -> A:
         body = {"apiVersion": "authorization.k8s.io/v1", **review}
         answer = session.post(path, json=body, timeout=SECONDS, allow_redirects=False)
         if answer.status_code == 401:
@@ -370,13 +398,14 @@ class _Way:
                 f"the API server answers {answer.status_code} to a {review['kind']}, which system:basic-user allows"
                 " everybody who is logged in: is that binding still there?"
             )
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise Stopped(f"the API server's answer to a {review['kind']} is not understood")
-        return found
+        return _understood(kind, answer, review["kind"])
+
+
+def _understood(kind: type[A], answer: requests.Response, what: str) -> A:
+    try:
+        return kind.model_validate_json(answer.content)
+    except pydantic.ValidationError:
+        raise Stopped(f"the API server's answer to a {what} is not understood: is it one?") from None
 
 
 def _refused(reason: str) -> str:
@@ -390,17 +419,12 @@ def _refused(reason: str) -> str:
     return "It is over, was revoked, or its user or credential is gone: take a new one"
 
 
-def _rules(listed: Sequence[Any]) -> list[str]:
+def _lines(rules: Sequence[_Rule]) -> list[str]:
     """Give RBAC's rules as lines, without those about oneself that everybody has."""
     lines = []
-    for rule in listed:
-        resources = [str(one) for one in rule.get("resources") or [] if not str(one).startswith("selfsubject")]
+    for rule in rules:
+        resources = [one for one in rule.resources if not one.startswith("selfsubject")]
         if resources:
-            names = f" named {', '.join(map(str, rule['resourceNames']))}" if rule.get("resourceNames") else ""
-            lines.append(_plain(f"{', '.join(map(str, rule.get('verbs') or []))}: {', '.join(resources)}{names}"))
+            names = f" named {', '.join(rule.names)}" if rule.names else ""
+            lines.append(printable(f"{', '.join(rule.verbs)}: {', '.join(resources)}{names}"))
     return lines
-
-
-def _plain(text: str) -> str:
-    """Give a text that others chose as one line that cannot move a terminal's cursor."""
-    return text if text.isprintable() else ascii(text)

@@ -209,20 +209,13 @@ def _inlined(path: Path) -> bytes:
     """
     option = "sync-kubeconfig"
     try:
-        secret.private(option, path)
-        admin = Admin.load(path)
-        config: Any = yaml.safe_load(path.read_bytes())
-        name = config.get("current-context") or config["contexts"][0]["name"]
-        context = next(item["context"] for item in config["contexts"] if item["name"] == name)
-        server = next(item["cluster"]["server"] for item in config["clusters"] if item["name"] == context["cluster"])
-    except OSError as error:
-        raise ConfigError(option, f"{path}: {error.strerror}") from None
+        admin = Admin.parse(secret.of_file(option, str(path)), path)
     except Unverified as error:
         raise ConfigError(option, str(error)) from None
     user: dict[str, Any] = {"token": admin.token} if admin.token else {}
     if admin.certificate:
         user |= {"client-certificate-data": _encoded(admin.certificate), "client-key-data": _encoded(admin.key)}
-    cluster = {"server": server, "certificate-authority-data": _encoded(admin.ca), "tls-server-name": admin.host}
+    cluster = {"server": admin.server, "certificate-authority-data": _encoded(admin.ca), "tls-server-name": admin.host}
     return _dump(cluster, user)
 
 

@@ -156,6 +156,8 @@ def _ca_of_related(value: str, info: pydantic.ValidationInfo) -> str:
     return related.ca if related is not None and from_relation and not value.strip() else value
 
 
+Word = pydantic.BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
+"""Of a file (juju config OPTION=@FILE) it has a line's end."""
 Pem = Annotated[str, pydantic.AfterValidator(_pem)]
 UsersUrl = Annotated[str, pydantic.AfterValidator(_users_url)]
 ServerUrl = Annotated[str, pydantic.AfterValidator(_server_url)]
@@ -179,17 +181,17 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
     policy: str = ""
     policy_configmap: str = ""
     sync_config: str = ""
-    sync_prune: Literal["off", "empty", "all"] = "off"
+    sync_prune: Annotated[Literal["off", "empty", "all"], Word] = "off"
     sync_credentials: str = ""
     sync_kubeconfig: str = ""
     upstream_compatible: bool = False
     default_domain: str = "default"
     token_cache_ttl: Annotated[int, pydantic.Field(ge=0, le=3600)] = 60
     outage_grace: Annotated[int, pydantic.Field(ge=0, le=86400)] = 300
-    api_server: str = "auto"
+    api_server: Annotated[str, Word] = "auto"
     kubernetes_url: UsersUrl = ""
     kubernetes_ca: Pem = ""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Word] = "info"
     attached: Path | None = pydantic.Field(default=None, exclude=True)
     """No option: the resource that Juju has for this unit, see `with_resource`."""
 
@@ -249,6 +251,9 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
             raise ValueError("is empty; it is the ID of a Keystone domain, usually default (openstack domain list)")
         if len(value) > 64:
             raise ValueError(f"{value[:64]!r}… is longer than a domain's ID can be (64)")
+        # Everybody of the default domain would be called otherwise, for a letter that nobody sees.
+        if not re.fullmatch(r"[\x21-\x7e]+", value):
+            raise ValueError(f"{value!a} can be no domain's ID: it is not its name (openstack domain list)")
         return value
 
     @pydantic.field_validator("policy_configmap")

@@ -145,7 +145,8 @@ class Web:
                 target.unlink()
                 raise _Cut("the server gives another part than was asked for")
             length = answer.headers.get("Content-Length", "")
-            total = int(length) + (have if going_on else 0) if length.isdigit() else None
+            known = re.fullmatch("[0-9]{1,15}", length)
+            total = int(length) + (have if going_on else 0) if known else None
             if total is not None and total > most:
                 raise _too_much(url, most)
             with target.open("ab" if going_on else "wb") as output:

@@ -1,21 +1,23 @@
-"""Where everything lies on the machine, and how a file is written: whole, atomically, and only when it changes.
+"""Where everything lies on the machine, and how files are opened, and folders made; written by `apiserver.files`.
 
 Not here: what the files say.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import jinja2
+
+from apiserver.files import folder as make_folder
+from apiserver.files import remove as remove
+from apiserver.files import write as write_whole
 
 NAME = "kubernetes-keystone"
 """Of the application, its system user and group, its units and its folders."""
@@ -42,6 +44,11 @@ class Places:
     def tls(self) -> Path:
         """The CA of this unit and what it signed."""
         return self.etc / "tls"
+
+    @property
+    def requested_key(self) -> Path:
+        """The key of the certificate that is asked for over `certificates`: root's alone until it is put in force."""
+        return self.tls / "requested.key"
 
     @property
     def settings(self) -> Path:
@@ -125,39 +132,8 @@ class Places:
 
 
 def write(path: Path, content: bytes, mode: int, group: int | None = None) -> bool:
-    """Write a file whole under a temporary name and rename it, but only when content, mode or group would change.
-
-    Args:
-        path: where; its folder must exist.
-        content: all of it.
-        mode: permission bits, whatever the umask says.
-        group: the group's ID; None leaves root's (the writer's own).
-
-    Returns:
-        Whether anything was changed.
-
-    Raises:
-        OSError: no space, no such folder; the old file is untouched then.
-    """
-    group = os.getegid() if group is None else group
-    with contextlib.suppress(FileNotFoundError):
-        have = path.lstat()
-        same = (have.st_mode & 0o777777, have.st_uid, have.st_gid) == (0o100000 | mode, os.geteuid(), group)
-        if same and path.read_bytes() == content:
-            return False
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            os.fchown(stream.fileno(), -1, group)
-            os.fchmod(stream.fileno(), mode)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return True
+    """Write a file of root's (the writer's) as `apiserver.files.write` does; `group` is the ID of another group."""
+    return write_whole(path, content, mode, (os.geteuid(), os.getegid() if group is None else group))
 
 
 class NotPlain(Exception):
@@ -198,29 +174,15 @@ def open_plain(root: Path, path: Path) -> IO[bytes]:
         os.close(at)
 
 
-def is_private(found: os.stat_result) -> bool:
-    """Tell whether nobody but root (whoever runs this) has been able to read or write a file."""
-    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
-
-
 def folder(path: Path, mode: int, group: int | None = None) -> None:
-    """Make a folder, and its parents, with this mode and group; one that is there gets them."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make a folder with this mode and group, and those above it; one that is there gets them."""
+    make_folder(path)
     group = os.getegid() if group is None else group
     have = path.stat()
     if have.st_gid != group:
         os.chown(path, -1, group)
     if have.st_mode & 0o7777 != mode:
         path.chmod(mode)
-
-
-def remove(path: Path) -> bool:
-    """Remove a file or link if it is there; return whether it was."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def render(templates: Path, name: str, values: Mapping[str, Any]) -> str:

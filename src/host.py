@@ -88,7 +88,9 @@ def run(*command: str, timeout: float = 90) -> str:
     """
     shown = " ".join([Path(command[0]).name, *command[1:]])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+        )
     except FileNotFoundError as error:
         raise HostError(f"{shown}: no such program on this machine") from error
     except subprocess.TimeoutExpired as error:

@@ -272,7 +272,7 @@ class _Registry:
         except Answered as answered:
             refused = "" if answered.status not in (401, 403) else ": is k8s-keystone-auth-credentials right?"
             raise ConfigError(OPTION, f"{answered}{refused}") from None
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             token = ""
         if not re.fullmatch(r"[\x21-\x7e]+", token):
             raise ConfigError(OPTION, f"{realm.hostname} gives no token for {self._reference.registry}")

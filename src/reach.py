@@ -58,7 +58,7 @@ def keystone(url: str, ca: str) -> None:
     answer = _get("keystone-url", "keystone-ca", url, ca)
     try:
         version = str(json.loads(answer.body)["version"]["id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         version = ""
     if answer.status != 200 or not version.startswith("v3"):
         raise ConfigError(
@@ -112,7 +112,7 @@ def _problem(answer: _Answer, kind: str) -> str:
     try:
         found = json.loads(answer.body)
         status = found["status"] if found["kind"] == kind else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         status = None
     # A no to a token may come with 401, as k8s-keystone-auth's does.
     known = (200, 201, 401) if kind == "TokenReview" else (200, 201)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import ops
@@ -11,7 +12,7 @@ import ops
 import files
 from errors import ConfigError
 
-MOST_BYTES = 64 * 1024
+MOST_BYTES = 2**20
 
 
 def read(model: ops.Model, option: str, value: str) -> str:
@@ -27,29 +28,48 @@ def read(model: ops.Model, option: str, value: str) -> str:
     """
     if value.startswith("secret:"):
         return json.dumps(granted(model, option, value))
-    path = Path(value)
     try:
-        found = private(option, path)
-        if not path.is_file() or found.st_size > MOST_BYTES:
-            raise ConfigError(option, f"{path} is no file of less than {MOST_BYTES // 1024} KiB")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(option, f"{path}: {error.strerror}; the file has to be on every unit") from None
+        return of_file(option, value).decode()
     except UnicodeDecodeError:
-        raise ConfigError(option, f"{path} is not a text in UTF-8") from None
+        raise ConfigError(option, f"{value} is not a text in UTF-8") from None
 
 
-def private(option: str, path: Path) -> os.stat_result:
-    """Look at a file that an option names.
+def of_file(option: str, name: str, root: Path = Path("/")) -> bytes:
+    """Read a file of root's that an option or a parameter names. What is judged is what is read: it is opened once.
+
+    Args:
+        option: that, for messages.
+        name: its absolute path.
+        root: the machine's root folder.
 
     Raises:
-        ConfigError: others than root may have read or written it.
-        OSError: it is not there.
+        ConfigError: it is not there, a link leads to it, it is too large, or others than root may have read or written
+            it.
     """
-    found = path.stat()
-    if not files.is_private(found):
-        raise ConfigError(option, f"{path} must be root's alone: chown root, chmod 600")
-    return found
+    if not name.startswith("/"):
+        raise ConfigError(option, f"{name!r} does not begin at the root: give a whole path, on the unit's machine")
+    try:
+        with files.open_plain(root, Path(name)) as stream:
+            found = os.fstat(stream.fileno())
+            # Whoever runs this is root, but in tests.
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise ConfigError(
+                    option,
+                    f"{name} is not root's alone (its mode is {stat.S_IMODE(found.st_mode):04o}): others may have read"
+                    " it. Have what it holds changed, and write it anew with: install -m 600 /dev/stdin FILE",
+                )
+            content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(option, f"{name} is not on this unit's machine") from None
+    except OSError as error:
+        raise ConfigError(option, f"{name} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(option, f"{name!r} can be no file's name") from None
+    except files.NotPlain as error:
+        raise ConfigError(option, f"{error}; only a file that no link leads to is taken") from None
+    if len(content) > MOST_BYTES:
+        raise ConfigError(option, f"{name} has more than {MOST_BYTES // 1024} KiB")
+    return content
 
 
 def granted(model: ops.Model, what: str, name: str) -> dict[str, str]:

@@ -16,7 +16,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -34,6 +33,7 @@ import files
 import host
 import image
 import reach
+import secret
 from archive import BINARY
 from authenticator import Backend
 from config import RESOURCE, UPSTREAM_PORTS, CharmConfig
@@ -52,7 +52,6 @@ KEPT = 2
 START_SECONDS = 30.0
 RESTARTS = 3
 """So often within that, and it will not come up."""
-LOGIN_BYTES = 2**20
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 """`e_machine` in an ELF header, by what the kernel calls the machine."""
 
@@ -93,7 +92,7 @@ def service(port: int) -> str:
 
 
 def ensure(
-    places: Places, config: CharmConfig, secret: Secret, announce: Callable[[str], None] = lambda _: None
+    places: Places, config: CharmConfig, granted: Secret, announce: Callable[[str], None] = lambda _: None
 ) -> Installed:
     """Have the binary in place that the options ask for; get it only when it is not.
 
@@ -123,7 +122,7 @@ def ensure(
         # Where it will lie, so that it need not be copied once more.
         with tempfile.TemporaryDirectory(dir=versions, prefix=".") as scratch:
             binary = Path(scratch) / BINARY
-            got = _get(places, config, secret, expected, downloads, binary)
+            got = _get(places, config, granted, expected, downloads, binary)
             _check_machine(binary, OPTION if config.k8s_keystone_auth_url else f"resource {RESOURCE}")
             record = Record(url=url, sha256=got, binary=_sha256(binary))
             program = _program(places, record)
@@ -226,7 +225,7 @@ def urls() -> set[str]:
 # ------------------------------------------------------------------------------------------------------ getting it
 
 
-def _get(places: Places, config: CharmConfig, secret: Secret, expected: str, downloads: Path, binary: Path) -> str:
+def _get(places: Places, config: CharmConfig, granted: Secret, expected: str, downloads: Path, binary: Path) -> str:
     """Have the binary from where the options say, and give the checksum (hex) of what they name."""
     url = config.k8s_keystone_auth_url
     if config.resource is not None:
@@ -243,7 +242,7 @@ def _get(places: Places, config: CharmConfig, secret: Secret, expected: str, dow
         reference = Reference.parse(url)
         with Web(config.k8s_keystone_auth_ca) as web:
             layers = image.fetch(
-                web, reference, f"sha256:{expected}", lambda: _login(places, config, reference, secret), folder
+                web, reference, f"sha256:{expected}", lambda: _login(places, config, reference, granted), folder
             )
         image.extract(layers, binary)
         return expected
@@ -296,26 +295,18 @@ def _take_in(places: Places, path: Path, target: Path) -> None:
         raise ConfigError(OPTION, f"{error}; only a file that no link leads to is taken") from None
 
 
-def _login(places: Places, config: CharmConfig, reference: Reference, secret: Secret) -> Login | None:
+def _login(places: Places, config: CharmConfig, reference: Reference, granted: Secret) -> Login | None:
     """Give the registry's account, from a Juju secret or from a file of docker's form that root alone can read."""
     value = config.k8s_keystone_auth_credentials
     if not value:
         return None
     if value.startswith("secret:"):
-        content = secret(value)
+        content = granted(value)
         if not content.get("username") or not content.get("password"):
             raise ConfigError(CREDENTIALS, f"the secret {value} has to have the keys username and password")
         return Login(content["username"], content["password"])
     try:
-        with files.open_plain(places.root, Path(value)) as stream:
-            have = os.fstat(stream.fileno())
-            if not files.is_private(have):
-                raise ConfigError(CREDENTIALS, f"{value} can be read by others than root: chmod 0600, chown root")
-            content = json.loads(stream.read(LOGIN_BYTES))
-    except FileNotFoundError:
-        raise ConfigError(CREDENTIALS, f"{value} is not on this unit") from None
-    except files.NotPlain as error:
-        raise ConfigError(CREDENTIALS, f"{error}; only a file that no link leads to is taken") from None
+        content = json.loads(secret.of_file(CREDENTIALS, value, places.root))
     except ValueError:
         raise ConfigError(CREDENTIALS, f"{value} is not JSON of docker's form, as docker login writes it") from None
     try:
@@ -409,7 +400,7 @@ def _end(places: Places, unit: str) -> None:
 
 def _restarts(unit: str) -> int:
     told = host.systemctl("show", "--property=NRestarts", "--value", unit).strip()
-    return int(told) if told.isdigit() else 0
+    return int(told) if told.isdecimal() else 0
 
 
 def _escape(text: str) -> str:

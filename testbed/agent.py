@@ -189,6 +189,17 @@ class Unit:
             self._relation_hook(kind, endpoint)
         del self._relations[endpoint]
 
+    def tell(self, endpoint: str, said: Mapping[str, str]) -> None:
+        """Have the application at the other end say this in the place of all that it has said."""
+        relation = self._relations[endpoint]
+        relation.data[relation.remote.partition("/")[0]] = dict(said)
+        self._relation_hook("changed", endpoint)
+
+    def heard(self, endpoint: str) -> dict[str, str]:
+        """What the application at the other end has said."""
+        relation = self._relations[endpoint]
+        return dict(relation.data.get(relation.remote.partition("/")[0], {}))
+
     def said(self, endpoint: str) -> dict[str, str]:
         """What the unit has said over a relation, as `juju show-unit` of the other side has it."""
         return dict(self._relations[endpoint].data[self.name])

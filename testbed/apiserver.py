@@ -11,7 +11,7 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,11 @@ class ApiServer(Standing):
         finally:
             made.close()
 
-    def send(self, method: str, path: str, token: str, body: Any = None) -> tuple[int, Any]:
+    def send(
+        self, method: str, path: str, token: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
         """Send a request on a connection of its own; give the status and the answer's JSON (or text)."""
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **(headers or {})}
         with self.connection() as connection:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()

@@ -58,11 +58,13 @@ class Reviewers:
     Args:
         machine: on which they and the endpoint are.
         reviews: which they send by turns.
+        fresh: whether each review has a connection of its own, so that certificates count each time.
 
     """
 
-    def __init__(self, machine: Machine, *reviews: Review) -> None:
+    def __init__(self, machine: Machine, *reviews: Review, fresh: bool = False) -> None:
         self._machine = machine
+        self._fresh = fresh
         self._reviews = reviews
         self._seen: Seen | None = None
 
@@ -79,6 +81,7 @@ class Reviewers:
             "reviews": [{"body": json.dumps(review.body), "right": review.right} for review in self._reviews],
             "clients": CLIENTS,
             "pause": PAUSE,
+            "fresh": self._fresh,
         }
         command = self._machine.command("python3", "-c", SCRIPT.read_text())
         self._process = subprocess.Popen(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import threading
 import time
 from dataclasses import dataclass
@@ -48,14 +49,23 @@ class Outcome:
 
 
 class Traffic:
-    """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own."""
+    """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own.
 
-    def __init__(self, cluster: Cluster) -> None:
+    Args:
+        cluster: with what they talk.
+        reviews: whether a third one has the API server ask its webhook each time, about a token that nobody has. What
+            the other two ask with is remembered there for ten seconds.
+
+    """
+
+    def __init__(self, cluster: Cluster, *, reviews: bool = False) -> None:
         self._cluster = cluster
         self._stop = threading.Event()
         self._requests: list[Request] = []
         paths = {"admin": "/api/v1/namespaces", "kubelet": f"/api/v1/nodes/{NODE}"}
         self._threads = [threading.Thread(target=self._loop, args=item, daemon=True) for item in paths.items()]
+        if reviews:
+            self._threads.append(threading.Thread(target=self._review, daemon=True))
 
     def __enter__(self) -> Traffic:
         """Begin."""
@@ -76,6 +86,18 @@ class Traffic:
             began = time.time()
             status = self._cluster.status(path, token)
             self._requests.append(Request(client, began, time.time(), status))
+
+    def _review(self) -> None:
+        path = "--raw=/apis/authentication.k8s.io/v1/tokenreviews"
+        while not self._stop.wait(PAUSE):
+            spec = {"token": secrets.token_urlsafe(24)}
+            review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
+            began = time.time()
+            done = self._cluster.kubectl("create", path, "-f", "-", input=json.dumps(review), check=False)
+            # Of a webhook that was not reached the error names the call; that nobody has the token is an error, too.
+            told = json.loads(done.stdout)["status"].get("error", "") if done.returncode == 0 else 'Post "http'
+            answered = 'Post "http' not in told
+            self._requests.append(Request("reviews", began, time.time(), 200 if answered else 0))
 
     def outcome(self) -> Outcome:
         """Count what was seen until now."""

@@ -14,6 +14,7 @@ authenticator. What it needs of them comes in by value (`Desired`) or as a calla
     apply(...)         trial, restart, verify, confirm; on failure everything is put back
     remove(...)        byte for byte as it was
     state(...)         what is in force, for the status
+    knows(...)         whose certificate the API server would take now
     byhand             the same for an API server whose flags somebody else sets: is our endpoint asked? how is it done?
     address(...)       where others reach the API server, as far as this machine knows
 
@@ -37,6 +38,7 @@ from apiserver.model import (
     Flag,
     Hand,
     Kind,
+    Knows,
     Layout,
     NotFound,
     NotOurTurn,
@@ -51,7 +53,7 @@ from apiserver.structured import as_text as entry_of
 from apiserver.structured import named as authorization_config
 from apiserver.structured import shown as entry_as_text
 from apiserver.verify import Unverified
-from apiserver.wiring import apply, asked, chain, check, remove, state
+from apiserver.wiring import apply, asked, chain, check, knows, remove, state
 
 __all__ = [
     "Address",
@@ -65,6 +67,7 @@ __all__ = [
     "Flag",
     "Hand",
     "Kind",
+    "Knows",
     "Layout",
     "NotFound",
     "NotOurTurn",
@@ -86,6 +89,7 @@ __all__ = [
     "entry_as_text",
     "entry_of",
     "evidence",
+    "knows",
     "remove",
     "state",
     "way_over",

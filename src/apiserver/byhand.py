@@ -21,13 +21,16 @@ import yaml
 
 from apiserver import args, files, layouts, process, structured, ways
 from apiserver.args import Args
-from apiserver.model import Hand, Layout, Place, WiringError
+from apiserver.model import Hand, Knows, Layout, Place, WiringError
 from apiserver.process import Process
 from apiserver.wiring import chain
 
 _TOKENS = "authentication-token-webhook-config-file"
 _ACCESS = "authorization-webhook-config-file"
 _VERSIONS = ("v1", "v1beta1")
+_NOT_UNDERSTOOD = (
+    ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,28 @@ def keep_displaced(place: Place, endpoint: Endpoint) -> bool:
         if running and coming and not (webhook and webhook.server == endpoint.url):
             chain(found[0])
     return place.chain_file.exists()
+
+
+def knows(place: Place, url: str) -> tuple[Knows, ...]:
+    """Tell what the API servers of this machine know of the endpoint at `url`, an item for each kubeconfig.
+
+    One that has been changed since its server read it does not say any more what that server knows.
+    """
+    here, found = layouts.present(place), list[Knows]()
+    try:
+        running = [ways.of(layout).running() for layout in here] if here else process.servers()
+        for one in filter(None, running):
+            once = [path for name in (_TOKENS, _ACCESS) if (path := one.flags.last(name))]
+            config = one.flags.last(structured.FLAG)
+            again = _webhooks(one, config) if config else []  # these are read while it runs
+            for path in dict.fromkeys([*once, *again]):
+                webhook = _Webhook.read(one, path)
+                if webhook is not None and webhook.server == url:
+                    stale = path in once and one.older_than(one.path(path))
+                    found.append(Knows() if stale else Knows(webhook.ca, webhook.client))
+    except (OSError, WiringError):  # its flags cannot be read, or it has just ended
+        found.append(Knows())
+    return tuple(found)
 
 
 def hands(place: Place, make: Callable[[Path, tuple[str, ...], bool], Hand]) -> tuple[tuple[Layout | None, Hand], ...]:
@@ -240,7 +265,7 @@ class _Look:
 
     def _configuration(self, config: str) -> Iterator[str]:
         """Say what keeps us from being asked by the file that the authorization is in."""
-        paths = _webhooks(self.running.path(config))
+        paths = _webhooks(self.running, config)
         ours = [
             path for path in paths if (found := _Webhook.read(self.running, path)) and found.server == self.endpoint.url
         ]
@@ -280,7 +305,7 @@ class _Webhook:
     def read(cls, running: Process, path: str) -> _Webhook | None:
         """Read it as the API server does; None where that cannot be done."""
         try:
-            config: Any = yaml.safe_load(running.path(path).read_bytes())
+            config: Any = yaml.safe_load(running.content(path))
             contexts = {one["name"]: one["context"] for one in config.get("contexts") or ()}
             context = contexts.get(config.get("current-context")) or {}
             clusters = {one["name"]: one["cluster"] for one in config["clusters"]}
@@ -291,24 +316,24 @@ class _Webhook:
                 if section.get(f"{key}-data"):
                     return base64.b64decode(section[f"{key}-data"])
                 beside = str(PurePosixPath(path).parent / str(section[key])) if section.get(key) else ""
-                return running.path(beside).read_bytes() if beside else b""
+                return running.content(beside) if beside else b""
 
             return cls(
                 str(cluster.get("server", "")).replace("//localhost:", "//127.0.0.1:"),
                 content(cluster, "certificate-authority"),
                 content(users.get(context.get("user")) or {}, "client-certificate"),
             )
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration):
+        except (OSError, *_NOT_UNDERSTOOD):
             return None
 
 
-def _webhooks(config: Path) -> list[str]:
+def _webhooks(running: Process, config: str) -> list[str]:
     """Give the kubeconfigs that an authorization configuration names; none where it cannot be read."""
     try:
-        entries: Any = yaml.safe_load(config.read_bytes())["authorizers"]
+        entries: Any = yaml.safe_load(running.content(config))["authorizers"]
         webhooks = [one["webhook"]["connectionInfo"] for one in entries if one.get("type") == "Webhook"]
         return [str(one["kubeConfigFile"]) for one in webhooks if one.get("kubeConfigFile")]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, *_NOT_UNDERSTOOD):
         return []
 
 

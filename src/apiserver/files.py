@@ -1,9 +1,13 @@
-"""Small files of ours: written whole, by one rename, with the mode given, and only when they change."""
+"""Small files: written whole, by one rename, with the mode given, and only when they change; all the charm's, too.
+
+Not here: what they say, and where they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 
@@ -16,7 +20,7 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> bool:
-    """Make `path` hold `content` with `mode`, safely on disk when this returns; makes the folders above it.
+    """Make `path` a file that holds `content`, safely on disk when this returns; makes the folders above it.
 
     Args:
         path: where.
@@ -27,13 +31,17 @@ def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None =
     Returns:
         Whether anything was changed.
 
+    Raises:
+        OSError: no space, perhaps; the old file is untouched then.
+
     """
     owner = owner or (os.geteuid(), os.getegid())
-    if read(path) == content:
-        have = path.stat()
-        if (have.st_mode & 0o7777, have.st_uid, have.st_gid) == (mode, *owner):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        have = path.lstat()
+        same = (have.st_mode, have.st_uid, have.st_gid) == (stat.S_IFREG | mode, *owner)
+        if same and path.read_bytes() == content:
             return False
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder(path.parent)
     # Not the name that the script uses for its own new files, so that neither trips over the other.
     new = _new(path)
     new.unlink(missing_ok=True)
@@ -46,22 +54,30 @@ def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None =
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    above = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(above)
     finally:
-        os.close(folder)
+        os.close(above)
     return True
 
 
-def remove(path: Path) -> None:
-    """Delete a file, and what a killed `write` may have left beside it. Nothing happens where there is neither."""
-    for gone in (path, _new(path)):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            gone.unlink()
+def folder(path: Path) -> None:
+    """Make a folder that all may go through, and those above it, whatever the umask says; one that is there stays."""
+    for missing in [one for one in (*reversed(path.parents), path) if not one.exists()]:
+        missing.mkdir(exist_ok=True)
+        missing.chmod(0o755)
+
+
+def remove(path: Path) -> bool:
+    """Delete a file or link, and what a killed `write` may have left beside it; tells whether there was either."""
+    were = [gone for gone in (path, _new(path)) if os.path.lexists(gone)]
+    for gone in were:
+        gone.unlink(missing_ok=True)
+    return bool(were)
 
 
 def _new(path: Path) -> Path:

@@ -7,6 +7,7 @@ above it. So the script that takes ours out again (`templates/apiserver/apiserve
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ WAS = f"{MARK} was:"
 VOLUME = "kubernetes-keystone"
 
 _PROGRAM = "kube-apiserver"
+_FLAG = re.compile("- --(authentication-token-webhook|authorization-webhook)-")
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,22 @@ class Manifest:
         """Whether our folder is mounted already, by lines of ours that somebody's tool has taken the comments from."""
         volumes = [one for one in _dicts(self.pod["spec"].get("volumes")) if one.get("name") == self.volume]
         return bool(volumes) and self.on_host(PurePosixPath(folder)) == folder
+
+
+def foreign(text: str, folder: Path) -> int:
+    """Give the number of the first line that ends as ours do and is none that we put in; 0 where there is none."""
+    ours = {
+        "volumeMounts:", f"- mountPath: {folder}", f"name: {VOLUME}", "readOnly: true",
+        "volumes:", "- hostPath:", f"path: {folder}", "type: DirectoryOrCreate",
+    }  # fmt: skip
+    for number, line in enumerate(text.split("\n"), 1):
+        bare = line.strip()
+        if not bare.endswith(MARK) or bare.startswith("#"):
+            continue
+        bare = bare.removesuffix(MARK).rstrip()
+        if bare not in ours and not _FLAG.match(bare):
+            return number
+    return 0
 
 
 class _Edit:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import yaml
 
 
 class WiringError(Exception):
@@ -68,6 +71,26 @@ class Asked(NamedTuple):
     """by the cluster's own token webhook, about tokens that it does not know"""
     authorization: bool = False
     """by the API server, about access"""
+
+
+class Knows(NamedTuple):
+    """What an API server that asks us knows; `Knows()` where that cannot be told."""
+
+    authorities: bytes = b""
+    """the CAs by which it knows our endpoint, PEM"""
+    client: bytes | None = None
+    """the certificate that it shows there, PEM; empty where it shows none"""
+
+    @classmethod
+    def of(cls, kubeconfig: bytes) -> Knows:
+        """Read it from a kubeconfig of ours, which has one cluster, one user, and everything inline."""
+        try:
+            config = yaml.safe_load(kubeconfig)
+            cluster, user = config["clusters"][0]["cluster"], config["users"][0].get("user") or {}
+            authorities = base64.b64decode(cluster["certificate-authority-data"])
+            return cls(authorities, base64.b64decode(user.get("client-certificate-data") or ""))
+        except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, ValueError):
+            return cls()
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from apiserver import args, files, process, script, systemd, wanted
+from apiserver import args, files, process, script, systemd, wanted, yamltext
 from apiserver.args import Args
-from apiserver.manifest import Manifest
+from apiserver.manifest import MARK, Manifest, foreign
 from apiserver.model import Conflict, WiringError
 from apiserver.process import Process
 from apiserver.static_pod import StaticPod
@@ -62,6 +62,9 @@ class Pod:
     def check(self) -> None:
         """See that lines can be put in and taken out, and that the pod could reach us."""
         found = self._manifest()
+        whole = self.layout.manifest.read_bytes().decode(errors="replace")
+        if number := foreign(whole, self.layout.config_folder):
+            raise yamltext.conflict(self.layout.manifest, f"line {number} ends in '{MARK}' and is not ours")
         if not found.host_network:
             raise Conflict(
                 f"{self.layout.manifest} has not `hostNetwork: true`, so the API server cannot reach the authenticator "
@@ -168,7 +171,7 @@ class Pod:
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Hold a lock that ends with this process: when the script finds it free, a trial is over."""
-        self.layout.config_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.folder(self.layout.config_folder)
         descriptor = os.open(self.layout.config_folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _until(lambda: _locked(descriptor), _GUARD_SECONDS)

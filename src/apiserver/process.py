@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from apiserver.args import Args, from_words
 
+MOST_BYTES = 256 * 1024
+"""Of a file that a process names."""
 _PROGRAM = "kube-apiserver"
 
 
@@ -37,7 +41,8 @@ class Process:
             OSError: it has ended.
 
         """
-        return cls(pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]), flags)
+        # The program's name is in it, which may be any bytes, brackets included.
+        return cls(pid, int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[19]), flags)
 
     @property
     def life(self) -> str:
@@ -60,6 +65,26 @@ class Process:
         if not PurePosixPath(name).is_absolute():
             return Path(f"/proc/{self.pid}/cwd/{name}")
         return Path(f"/proc/{self.pid}/root{name}")
+
+    def content(self, name: str) -> bytes:
+        """Read the file that the process means by `name`: anybody may call a program so, and name a pipe.
+
+        Raises:
+            OSError: it cannot be read, is no regular file, or has more than `MOST_BYTES`.
+
+        """
+        # Looked at before it is opened: some devices begin something when they are (a watchdog).
+        place = os.open(self.path(name), os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", name)
+            with Path(f"/proc/self/fd/{place}").open("rb") as file:
+                found = file.read(MOST_BYTES + 1)
+        finally:
+            os.close(place)
+        if len(found) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_BYTES} bytes", name)
+        return found
 
 
 def servers() -> Iterator[Process]:

@@ -121,7 +121,7 @@ def execute(path: Path, mode: str, *more: str, text: bytes | None = None, given:
         WiringError: with what it said, where it did not succeed.
 
     """
-    program = [str(path)] if text is None else ["-c", text.decode(), str(path)]
+    program = [str(path)] if text is None else ["-c", text, str(path)]
     command = ["/bin/sh", *program, mode, *more]
     try:
         done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=_SECONDS, check=False)
@@ -169,4 +169,4 @@ def render(name: str, values: Mapping[str, object]) -> bytes:
         # They stand in single quotes, in awk's strings and in unit files.
         if any(character in str(value) for character in " '\"\\\n%$"):
             raise WiringError(f"{key}: {value} has a character that no path of ours can have")
-    return environment.from_string((_TEMPLATES / name).read_text()).render(values).encode()
+    return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(values).encode()

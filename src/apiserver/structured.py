@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import secrets
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,6 +81,15 @@ def remove(layout: Layout) -> None:
             _run(layout, "cut")
     files.remove(record)
     files.remove(layout.place.refused_authorizer)
+
+
+def kubeconfigs(layout: Layout) -> tuple[bytes, ...]:
+    """Give the kubeconfig that ours names; an empty one where it cannot be told whether it is in force."""
+    if not _Record.path_of(layout).exists():
+        return ()
+    found = _Record.read(layout)
+    sure = found is not None and found.state == "confirmed" and found.intact
+    return (files.read(found.kubeconfig) or b"",) if found and sure else (b"",)
 
 
 def install(layout: Layout) -> None:
@@ -221,6 +231,18 @@ def _last_line(node: yaml.Node) -> int:
     return mark.line - 1 if mark.column == 0 and mark.line > node.start_mark.line else mark.line
 
 
+def _only_ours(text: str) -> bool:
+    """Whether the lines that end as ours do are an entry of ours, or none do."""
+    marked = [line for line in text.split("\n") if line.endswith(MARK) and not line.lstrip().startswith("#")]
+    if not marked:
+        return True
+    try:
+        found = yaml.safe_load(textwrap.dedent("\n".join(marked)))
+    except yaml.YAMLError:
+        return False
+    return isinstance(found, list) and [isinstance(one, dict) and one.get("name") for one in found] == [NAME]
+
+
 @dataclass(frozen=True)
 class _Record:
     """Where ours is, and whether the API server has accepted it: the script's file, which describes it."""
@@ -287,6 +309,8 @@ class _Change:
             raise Conflict(f"--{FLAG}={flag} is read-only, so that nothing can be put in; nothing was changed")
         AuthorizationConfig.parse(path, seen, content)  # in its own words what cannot be read
         text = _run(layout, "others", content.decode())
+        if _Record.read(layout) is None and not _only_ours(content.decode()):
+            raise yamltext.conflict(path, "it has lines that look like ours")
         if MARK not in content.decode() and text != content.decode():
             logger.warning("somebody has taken the comments away that mark our entry of %s", path)
         return cls(layout, AuthorizationConfig.parse(path, seen, text.encode()), content.decode())

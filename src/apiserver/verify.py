@@ -55,7 +55,21 @@ class Admin:
 
         """
         try:
-            config: Any = yaml.safe_load(path.read_bytes())
+            content = path.read_bytes()
+        except OSError as error:
+            raise Unverified(f"cannot read the administrator's kubeconfig {path}: {type(error).__name__}") from None
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, kubeconfig: bytes, path: Path) -> Admin:
+        """Read a kubeconfig's content; `path` is where it was, for what it names beside itself and for messages.
+
+        Raises:
+            Unverified: it is not one that can be used here.
+
+        """
+        try:
+            config: Any = yaml.safe_load(kubeconfig)
             contexts = {item["name"]: item["context"] for item in config["contexts"]}
             context = (
                 contexts[config["current-context"]] if config.get("current-context") else next(iter(contexts.values()))

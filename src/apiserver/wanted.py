@@ -158,7 +158,7 @@ def taken() -> str:
 @contextlib.contextmanager
 def locked(place: Place) -> Iterator[None]:
     """Hold the lock that the script takes as well: never while the API server is restarted, which runs the script."""
-    place.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.folder(place.lock.parent)
     descriptor = os.open(place.lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS

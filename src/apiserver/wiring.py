@@ -27,6 +27,7 @@ from apiserver.model import (
     Conflict,
     Desired,
     Kind,
+    Knows,
     Layout,
     NotReady,
     Patience,
@@ -235,6 +236,27 @@ def state(layout: Layout) -> State:
     return State(Kind.PENDING, "the API server is not running with Keystone's flags", found.digest)
 
 
+def knows(layout: Layout) -> tuple[Knows, ...] | None:
+    """Tell what the running API server knows of us by what we have set; changes nothing.
+
+    Returns:
+        An item for each kubeconfig; None where nothing of ours is set. What a trial was cut off from cannot be told.
+
+    """
+    found, contents = wanted.read(layout.place), list[bytes]()
+    try:
+        if found is None and ways.of(layout).with_ours():
+            contents.append(b"")
+        if found is not None and found.lines:
+            sure = _Verified.read(found) if ways.of(layout).in_force(found) else None
+            contents += sure.contents.values() if sure else [b""]
+        contents += structured.kubeconfigs(layout)
+    except (OSError, WiringError) as error:
+        logger.info("what the API server knows of us cannot be told: %s", error)
+        contents.append(b"")
+    return tuple(map(Knows.of, contents)) or None
+
+
 @dataclass(frozen=True)
 class _Wiring:
     """One call of `apply`."""
@@ -406,4 +428,4 @@ class _Verified:
 
 
 def _make_state_folder(place: Place) -> None:
-    place.state_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.folder(place.state_folder)

@@ -140,7 +140,7 @@ def _serve(config: Path) -> int:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     service = Service(config, metrics)
-    logging.getLogger("keystone_authenticator").setLevel(service.settings.log_level.upper())
+    logging.getLogger("keystone_authenticator").setLevel(service.parts.settings.log_level.upper())
 
     async def run() -> None:
         await service.run(inherited_sockets())

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from keystone_authenticator.authentication import KeystoneValidator, has_keystone_shape
+from keystone_authenticator.clock import rfc3339
 from keystone_authenticator.identity import Naming
 from keystone_authenticator.keystone import DEADLINE, Keystone, Refused
 from keystone_authenticator.outbound import CannotTell, Client, TlsMaterialError, remote_context
-from keystone_authenticator.service import rfc3339
 from keystone_authenticator.settings import Settings
 
 

@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._header_count = 0
         self._in_head = True
-        self._completed = False
+        self._completed = self._answered = False
         self._url = b""
         self._content_type = ""
         self._audit_id = ""
@@ -198,6 +198,7 @@ class Connection(asyncio.Protocol):
         self._request = _UNREAD
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_wire = 0
         self._last = KnownHead(_UNREAD, 0)
         self._keep_alive = True
         self._waiting: deque[tuple[Request, bytes, bool]] = deque()
@@ -258,12 +259,13 @@ class Connection(asyncio.Protocol):
             known = self._heads.get(data[:end])
             if known is not None and len(data) - end == known.length:
                 refusal = self._handler.refuse(known.request)
+                self._answered = False
                 if refusal is None:
                     self._take(known.request, data[end:], True)
                 else:
                     self._fail(refusal)
                 return
-        self._completed = False
+        self._completed = self._answered = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -283,6 +285,11 @@ class Connection(asyncio.Protocol):
             # The parser keeps a header until it is whole; one that never ends is seen only here.
             if self._head_bytes > self._limits.head:
                 self._fail(text(431, "the request's head is too long"))
+        elif not self._in_head:
+            # Extensions of chunks and trailers have no end of their own, and the parser keeps the latter.
+            self._body_wire += len(data)
+            if self._body_wire > self._limits.head + 2 * self._limits.body:
+                self._fail(text(413, "the body, with what is around it, is too long"))
         if self._receiving and (self._completed or not in_work):
             self.since = time.monotonic()
 
@@ -292,6 +299,7 @@ class Connection(asyncio.Protocol):
         """A request begins."""
         self._receiving = True
         self._in_head = True
+        self._body_wire = 0
         self._header_count = 0
         self._url = b""
         self._content_type = ""
@@ -374,13 +382,17 @@ class Connection(asyncio.Protocol):
 
     def _take(self, request: Request, body: bytes, keep_alive: bool) -> None:
         self._requests += 1
-        if self._task is not None or self._waiting or self._write_paused:
+        if self._task is not None or self._waiting or self._write_paused or self._answered:
+            # One at once of each piece that comes: then it is somebody else's turn.
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._next)
             self._waiting.append((request, body, keep_alive))
             if len(self._waiting) > self._limits.pipelined:
                 self._fail(text(400, "too many requests sent ahead"))
             elif len(self._waiting) >= self._limits.pipelined // 2:
                 self._transport.pause_reading()
             return
+        self._answered = True
         self._answer(request, body, keep_alive)
 
     def _answer(self, request: Request, body: bytes, keep_alive: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from kubectl_keystone_auth import __version__, terminal
 from kubectl_keystone_auth.cache import Cache, folder
 from kubectl_keystone_auth.conversation import Conversation
-from kubectl_keystone_auth.errors import BadInput, PluginError, Refused
+from kubectl_keystone_auth.errors import BadInput, PluginError, Refused, printable
 from kubectl_keystone_auth.fresh import log_in
 from kubectl_keystone_auth.options import CREDENTIAL, PASSWORD, WEBSSO, Options, read, secret
 from kubectl_keystone_auth.store import Store, ours
@@ -113,7 +113,7 @@ class Words:
                 self._found[name] = ["true"]
             else:
                 self.login.append(word)
-                level = name == "v" and rest and rest[0].isdigit()
+                level = name == "v" and rest and rest[0].isdecimal()
                 if level or (flag[:2] == "--" and not equals and name not in (*SWITCHES, "v") and rest):
                     self.login.append(rest.pop(0))
 
@@ -291,11 +291,12 @@ def _whoami(arguments: list[str]) -> None:
             return
         review = json.loads(kubeconfig.kubectl("auth", "whoami", "-o", "json", kubeconfig=chosen[0], context=chosen[1]))
         user = review["status"]["userInfo"]
-        print(f"cluster     {_plain(user.get('username', ''))}")
+        print(f"cluster     {printable(user.get('username', ''))}")
         for group in user.get("groups") or []:
-            print(f"            in {_plain(group)}")
+            print(f"            in {printable(group)}")
     except (PluginError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"cluster     {_plain(str(error)) if isinstance(error, PluginError) else 'gave no answer that is one'}")
+        what = printable(str(error)) if isinstance(error, PluginError) else "gave no answer that is one"
+        print(f"cluster     {what}")
 
 
 def _token(options: Options, conversation: Conversation) -> Token:
@@ -327,30 +328,25 @@ def _token(options: Options, conversation: Conversation) -> Token:
 def _known(token: Token) -> list[tuple[str, str]]:
     left = max(0, int(token.entry().expires - time.time()))
     known = [
-        ("user", f"{_plain(token.user)} ({token.user_id})"),
-        ("domain", _plain(token.user_domain)),
-        ("project", f"{_plain(token.project)} ({token.project_id}), domain {_plain(token.project_domain)}"),
-        ("roles", ", ".join(_plain(role) for role in sorted(token.roles)) or "none"),
+        ("user", f"{printable(token.user)} ({token.user_id})"),
+        ("domain", printable(token.user_domain)),
+        ("project", f"{printable(token.project)} ({token.project_id}), domain {printable(token.project_domain)}"),
+        ("roles", ", ".join(printable(role) for role in sorted(token.roles)) or "none"),
         ("until", f"{shown_time(token.entry().expires)}, {left // 60} minutes from now"),
     ]
     if token.credential:
-        known.insert(1, ("credential", _plain(token.credential)))
+        known.insert(1, ("credential", printable(token.credential)))
     return known
 
 
 def who(token: Token) -> str:
     """Name whose token it is, and for what."""
-    return f"{_plain(token.user)} (domain {_plain(token.user_domain)}) in the project {_plain(token.project)}"
+    return f"{printable(token.user)} (domain {printable(token.user_domain)}) in the project {printable(token.project)}"
 
 
 def shown_time(moment: float) -> str:
     """Write a time for people."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
-
-
-def _plain(name: str) -> str:
-    """Give a name that others chose so that it cannot move a terminal's cursor."""
-    return name if name.isprintable() else repr(name)
 
 
 # --- kubeconfig

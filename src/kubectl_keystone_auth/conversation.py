@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from kubectl_keystone_auth.errors import printable
 from kubectl_keystone_auth.options import secret
 
 MASK = "***"
@@ -47,9 +48,7 @@ class Conversation:
     def say(self, text: str) -> None:
         """Show a line, if lines are to be shown."""
         if self.verbose:
-            # What a server says is not to move a terminal's cursor.
-            line = "".join(letter if letter.isprintable() else " " for letter in self.masked(text))
-            print(line, file=sys.stderr, flush=True)
+            print(printable(self.masked(text)), file=sys.stderr, flush=True)
 
     def request(self, method: str, url: str, headers: dict[str, str], body: Any) -> None:
         """Show a request."""

@@ -41,3 +41,8 @@ class ClockOff(PluginError):
     """This machine's clock is so wrong that nothing can be verified by it."""
 
     code = 7
+
+
+def printable(text: str) -> str:
+    """Give a text in one line that cannot move a terminal's cursor: there are names in it that others chose."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -362,7 +362,7 @@ def _exempts(word: str, host: str, port: int) -> bool:
         except ValueError:
             return False
     name, colon, number = word.rpartition(":")
-    if colon and number.isdigit() and ":" not in name:
+    if colon and number.isdecimal() and ":" not in name:
         if int(number) != port:
             return False
         word = name

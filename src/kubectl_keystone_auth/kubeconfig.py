@@ -55,7 +55,9 @@ def kubectl(*arguments: str, kubeconfig: str = "", context: str = "") -> str:
     if program is None:
         raise BadInput("kubectl is not on the PATH")
     chosen = [f"--{name}={value}" for name, value in (("kubeconfig", kubeconfig), ("context", context)) if value]
-    done = subprocess.run([program, *arguments, *chosen], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    # It prints UTF-8 everywhere; what Python takes programs to print is another code page on Windows.
+    command = [program, *arguments, *chosen]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line] or ["no reason given"]
         raise PluginError(f"kubectl: {lines[-1][:300]}")
@@ -188,7 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, UnicodeError):
+    except (yaml.YAMLError, UnicodeError, RecursionError):
         # Without the parser's words, which quote the file: there are secrets in it.
         raise BadInput(f"{path} is not YAML; it is left as it is") from None
     if found is None:
@@ -202,7 +204,7 @@ def _merged(old: Mapping[str, Any], ours: Mapping[str, Any], *, use: bool, path:
     new = {"apiVersion": "v1", "kind": "Config", **old}
     for kind in ("clusters", "users", "contexts"):
         entries = new.get(kind) or []
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list) or not all(_is_entry(entry, kind) for entry in entries):
             raise BadInput(f"{path}: {kind} is no list of entries; it is left as it is")
         named = {one["name"] for one in ours[kind]}
         for entry in ours[kind]:
@@ -213,16 +215,27 @@ def _merged(old: Mapping[str, Any], ours: Mapping[str, Any], *, use: bool, path:
     return new
 
 
+def _is_entry(entry: Any, kind: str) -> bool:
+    named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    return named and isinstance(entry.get(kind.removesuffix("s")) or {}, dict)
+
+
 def _check(path: Path, kind: str, entry: Mapping[str, Any], there: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to take the place of something else that has the name of an entry of ours."""
     if kind == "users" and there and not _ours(there[0]):
         raise BadInput(f"{path} has a user {entry['name']!r} who logs in otherwise: give --context another name")
     if kind == "clusters" and there and (there[0].get("cluster") or {}).get("server") != entry["cluster"]["server"]:
         raise BadInput(f"{path} has another cluster {entry['name']!r}: give --context another name")
+    told, parts = (there[0].get("context") or {}) if there else {}, ("cluster", "user")
+    if kind == "contexts" and there and any(told.get(part) != entry["context"][part] for part in parts):
+        raise BadInput(f"{path} has another context {entry['name']!r}: give --context another name")
 
 
 def _ours(entry: Mapping[str, Any]) -> bool:
-    return login_of({"users": [entry]}) is not None or flavours.marked(entry.get("user") or {})
+    try:
+        return login_of({"users": [entry]}) is not None or flavours.marked(entry.get("user") or {})
+    except (AttributeError, KeyError, TypeError):  # nothing that we have written
+        return False
 
 
 @contextlib.contextmanager

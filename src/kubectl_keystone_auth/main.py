@@ -10,7 +10,7 @@ import sys
 import time
 
 from kubectl_keystone_auth.cache import Cache, Entry, folder
-from kubectl_keystone_auth.errors import PluginError
+from kubectl_keystone_auth.errors import PluginError, printable
 from kubectl_keystone_auth.options import GROUP, Question, question, read
 
 NAME = "kubectl-keystone-auth"
@@ -70,9 +70,7 @@ def _answer(asked: Question | None, entry: Entry) -> None:
 
 
 def _complain(message: str) -> None:
-    # One line, and nothing that moves a terminal's cursor: there are names in it that others chose.
-    line = "".join(letter if letter.isprintable() else " " for letter in message)
-    sys.stderr.write(f"{NAME}: {' '.join(line.split())}\n")
+    sys.stderr.write(f"{NAME}: {printable(' '.join(message.split()))}\n")
 
 
 def _trace(error: BaseException) -> None:

@@ -226,9 +226,9 @@ def _flags(arguments: list[str]) -> tuple[dict[str, str], bool, bool]:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
         name = flag.lstrip("-").replace("-", "_")
-        if flag in ("-v", "--v", "--verbose") or (flag[:2] == "-v" and flag[2:].isdigit()):
+        if flag in ("-v", "--v", "--verbose") or (flag[:2] == "-v" and flag[2:].isdecimal()):
             level = value or (flag[2:] if flag[:2] == "-v" else "")
-            if not level and rest and rest[0].isdigit():
+            if not level and rest and rest[0].isdecimal():
                 level = rest.pop(0)
             verbose = level != "0"
             continue

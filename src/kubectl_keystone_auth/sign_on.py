@@ -134,7 +134,7 @@ def login(words: Words) -> None:
 def _patience(text: str) -> float:
     if not text:
         return websso.DEADLINE
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise BadInput(f"--timeout={text!r} is no number of seconds")
     return float(text)
 

@@ -6,6 +6,7 @@ Of many calls at once one asks Keystone, under a lock, and the others take what 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -131,6 +132,7 @@ def _wait_for(descriptor: int, position: int) -> None:
 
 
 def _try(descriptor: int, position: int) -> bool:
+    """Tell whether there is nobody to wait for."""
     try:
         if WINDOWS:
             import msvcrt
@@ -141,8 +143,9 @@ def _try(descriptor: int, position: int) -> bool:
             import fcntl
 
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
-    except OSError:
-        return False
+    except OSError as error:
+        # Anything else says that there are no locks here, as in a home on some network's filesystem.
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EINTR)
     return True
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from kubectl_keystone_auth import terminal
 from kubectl_keystone_auth.conversation import Conversation
-from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused
+from kubectl_keystone_auth.errors import BadInput, NoProject, PluginError, Refused, printable
 from kubectl_keystone_auth.keystone import Keystone, domain_of
 from kubectl_keystone_auth.loopback import PORT, Loopback
 from kubectl_keystone_auth.options import Options, base_url
@@ -94,7 +94,7 @@ def read_cloud(options: Options) -> None:
 
 def _port(options: Options) -> int:
     given = options.get("redirect_port") or str(PORT)
-    if not given.isdigit() or not 0 < int(given) < 65536:
+    if not given.isdecimal() or not 0 < int(given) < 65536:
         raise BadInput(f"--os-redirect-port={given!r} is no port")
     return int(given)
 
@@ -190,9 +190,8 @@ def choose(projects: Sequence[Project], options: Options, interactive: bool) -> 
 
 def _asked(projects: Sequence[Project]) -> list[Project]:
     for number, project in enumerate(projects, 1):
-        line = "".join(letter if letter.isprintable() else "?" for letter in str(project))
-        sys.stderr.write(f"{number:3} {line}\n")
+        sys.stderr.write(f"{number:3} {printable(str(project))}\n")
     given = terminal.ask("project, by its number", hidden=False).strip()
-    if given.isdigit() and 0 < int(given) <= len(projects):
+    if given.isdecimal() and 0 < int(given) <= len(projects):
         return [projects[int(given) - 1]]
     return [one for one in projects if given in (one.id, one.name)] or list(projects)

@@ -66,6 +66,9 @@ class Client(threading.Thread):
             if self.connection and (not self.connection.sock or select.select([self.connection.sock], [], [], 0)[0]):
                 self.connection.close()
                 self.connection = None
+            if self.connection and self.wanted["fresh"]:
+                self.connection.close()
+                self.connection = None
             if self.connection is None:
                 host, port = self.wanted["address"]
                 made = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self.context)

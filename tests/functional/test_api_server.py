@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -284,6 +285,59 @@ def test_an_application_credentials_rules_hold_whatever_the_path_looks_like(
             assert not there, (method, path, answer)
         assert server.send("GET", f"{default}/secrets", free)[0] == 200
         assert reviewed(server, token)["user"]["groups"] == ["system:authenticated"]
+
+
+def test_whoever_impersonates_a_name_alone_gets_nothing_of_the_policy(
+    keystone: Keystone, with_us: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nor with a part of the rest. With all of it he is the user: that is what may be impersonated by nobody else."""
+    project = keystone.project("imitated")
+    victim = keystone.member("vera", project)
+    policy = tmp_path / "policy.json"
+    users = {"projects": ["imitated"], "roles": ["member"]}
+    replace(policy, json.dumps([{"users": users, "resource_permissions": {"default/pods": ["list"]}}]))
+    with with_us(None, policy=str(policy)) as (server, _):
+        token, pods = keystone.token(victim, project), "/api/v1/namespaces/default/pods"
+        user = reviewed(server, token)["user"]
+        name, uid = {"Impersonate-User": user["username"]}, {"Impersonate-Uid": user["uid"]}
+        group = {"Impersonate-Group": f"keystone:project:{project.id}"}
+        # One header each: every list here has one value, for http.client takes no header twice.
+        extra = {
+            f"Impersonate-Extra-{quote(key, safe='')}": "member" if key.endswith("/roles") else values[0]
+            for key, values in user["extra"].items()
+        }
+        assert server.send("GET", pods, token)[0] == 200
+        assert server.send("GET", pods, server.admin_token)[0] == 200
+        without_project = {key: value for key, value in extra.items() if "project" not in key}
+        for parts in (name, name | group, name | uid | group, name | extra, name | uid | without_project):
+            assert server.send("GET", pods, server.admin_token, headers=parts)[0] == 403, parts
+        other = {"Impersonate-User": "system:serviceaccount:default:default"}
+        assert server.send("GET", pods, server.admin_token, headers=other | uid | extra)[0] == 403
+        assert server.send("GET", pods, server.admin_token, headers=name | uid | extra)[0] == 200
+
+
+def test_another_certificate_at_our_port_is_not_believed(
+    keystone: Keystone, with_us: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Somebody has the port and says of every token that it is an administrator's."""
+    somebody = Authority(tmp_path / "somebody")
+    masters = {"username": "admin", "groups": ["system:masters"]}
+
+    def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        review = json.loads(body)
+        return 200, {**review, "status": {"authenticated": True, "user": masters}}
+
+    with with_us(None) as (server, service):
+        assert server.send("GET", "/version", "anything")[0] == 401
+        service.kill()
+        impostor = StandIn(somebody.server_context(), port=service.port)
+        impostor.behaviour = answer
+        try:
+            assert server.send("GET", "/api/v1/nodes", "anything else")[0] == 401
+            assert impostor.requests == [], "not even a token is said to it"
+            assert "certificate" in server.log()
+        finally:
+            impostor.close()
 
 
 def test_the_api_server_says_no_audit_id_with_its_reviews(keystone: Keystone, with_us: Callable[..., Any]) -> None:

@@ -148,13 +148,16 @@ def test_an_operators_kubeconfig_is_taken_whole_if_it_is_roots_alone(charm: Char
     theirs = tmp_path / "theirs"
     theirs.write_text(charm.layout.admin_kubeconfig.read_text().replace("127.0.0.1", "api.example"))
     options = {"sync_config": SYNC, "sync_kubeconfig": str(theirs), "api_server": "manual"}
-    with pytest.raises(ConfigError, match="must be root's alone"):
+    with pytest.raises(ConfigError, match="is not root's alone"):
         charm.ensure(layout=None, **options)
     theirs.chmod(0o600)
+    (tmp_path / "link").symlink_to(theirs)
+    with pytest.raises(ConfigError, match="link is a link"):
+        charm.ensure(layout=None, **{**options, "sync_kubeconfig": str(tmp_path / "link")})
     charm.ensure(layout=None, **options)
     found = yaml.safe_load(charm.places.kubeconfig.read_text())
     assert found["clusters"][0]["cluster"]["server"] == f"https://api.example:{charm.server.port}"
     assert charm.token == charm.server.admin_token
     assert charm.left() == []
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="is not on this unit's machine"):
         charm.ensure(layout=None, **{**options, "sync_kubeconfig": str(tmp_path / "none")})

@@ -205,7 +205,7 @@ def test_a_registry_may_want_a_token_of_those_without_an_account(
 @pytest.mark.parametrize(
     ("content", "mode", "complaint"),
     [
-        (b"{}", 0o644, "can be read by others than root"),
+        (b"{}", 0o644, "is not root's alone"),
         (b"{}", 0o600, "as docker login writes"),
         (b"user:secret", 0o600, "is not JSON of docker's form"),
         (b'{"auths": {"REGISTRY": {"auth": "c2VjcmV0"}}}', 0o600, "as docker login writes"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from testbed import pack
-from testbed.stage import Stage
+from testbed.stage import Stage, StageOf
+from testbed.static_pod import StaticPod
 
 pytest.register_assert_rewrite("tests.scenarios")  # before anything here imports it
 
@@ -35,4 +36,12 @@ def charm() -> Path:
 def stage(charm: Path) -> Iterator[Stage]:
     """A control plane and a Keystone, without the charm."""
     with Stage(charm) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kubeadm(charm: Path) -> Iterator[StageOf[StaticPod]]:
+    """The same with a static pod, and a pod of somebody's."""
+    with StageOf(StaticPod, charm) as made:
+        made.cluster.pod("default", "web")
         yield made

@@ -255,6 +255,31 @@ def test_a_power_cut_during_the_trial_ends_without_our_flags_and_the_next_hook_t
     assert pods(stage, token()) == 200
 
 
+def test_an_operator_can_take_the_flags_out_on_the_machine_and_keep_them_out(stage: Stage, unit: Unit) -> None:
+    unit.relate()
+    assert b"kubernetes-keystone" in stage.cluster.args()
+    stage.machine.run("systemctl", "start", "kubernetes-keystone-bypass")
+    cluster_tokens_work(stage.cluster)
+    assert b"kubernetes-keystone" not in stage.cluster.args()
+    unit.configure(api_server="manual")
+    unit.update_status()
+    assert unit.status.name == "blocked"
+    assert b"kubernetes-keystone" not in stage.cluster.args()
+    cluster_tokens_work(stage.cluster)
+
+
+def test_a_machine_that_starts_without_juju_lets_keystones_users_in(
+    stage: Stage, unit: Unit, token: Callable[[], str]
+) -> None:
+    unit.relate()
+    told = unit.hooks[:]
+    stage.machine.reboot()
+    stage.machine.wait(lambda: pods(stage, token()) == 200, "a Keystone user to get in", 60)
+    assert b"kubernetes-keystone" in stage.cluster.args()
+    assert stage.machine.show(LOOK, "ActiveState")["ActiveState"] == "inactive"
+    assert unit.hooks == told, "no hook has run"
+
+
 @pytest.mark.parametrize(
     "order",
     [("departed", "broken", "stop", "remove"), ("stop", "remove"), ("remove",), ("broken", "departed", "remove")],

@@ -12,32 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from testbed import canonical, users
+from testbed import canonical
 from testbed.canonical import Canonical
 from testbed.cluster import Cluster
 from testbed.microk8s import MicroK8s
 from testbed.shell import Session, Shell
 from testbed.stage import StageOf
-from testbed.traffic import Traffic, lives_of
+from tests.machine.in_use import InUse, in_use
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OWN_FILE = f"{canonical.FOLDER}/99-kubernetes-keystone"
 
 
 @dataclass
-class Story:
+class Story(InUse[Cluster]):
     """What the tests know of each other."""
 
-    stage: StageOf[Cluster]
-    kubeconfig: Path
-    traffic: Traffic
-    args: bytes
-    inventory: str
-    units: str
-
-    @property
-    def cluster(self) -> Cluster:
-        return self.stage.cluster
+    args: bytes = b""
 
     @property
     def in_folder(self) -> bool:
@@ -48,19 +39,6 @@ class Story:
         """Where the API server reads our files."""
         snap = "k8s" if self.cluster.layout == "canonical" else self.cluster.layout
         return f"/var/snap/{snap}/common/kubernetes-keystone"
-
-    def kubectl(self, *arguments: str) -> tuple[int, str]:
-        """Run kubectl as alice, who has nothing but an application credential."""
-        done = self.cluster.kubectl(*arguments, kubeconfig=self.kubeconfig, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    def lives(self) -> int:
-        """How often the API server has been started."""
-        return len(lives_of(self.cluster))
-
-    def in_force(self) -> bool:
-        """Whether the API server runs with our flags, as its users see it."""
-        return self.kubectl("get", "pods")[0] == 0
 
 
 STAGES: dict[str, Callable[[], Cluster]] = {
@@ -73,14 +51,11 @@ STAGES: dict[str, Callable[[], Cluster]] = {
 @pytest.fixture(scope="module", params=STAGES.values(), ids=list(STAGES))
 def story(request: pytest.FixtureRequest, charm: Path) -> Iterator[Story]:
     with StageOf(request.param, charm) as stage:
-        cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-        cluster.pod("default", "web")
-        cluster.owner_sets()
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
-        kubeconfig = users.hand_out(keystone.application_credential(alice, demo), keystone, cluster)
-        with Traffic(cluster) as traffic:
-            yield Story(stage, kubeconfig, traffic, cluster.args(), machine.shell(INVENTORY), machine.shell(UNITS))
+        stage.cluster.pod("default", "web")
+        stage.cluster.owner_sets()
+        with in_use(stage, Story) as begun:
+            begun.args = stage.cluster.args()
+            yield begun
 
 
 def test_relating_finds_the_layout_and_takes_one_restart(story: Story) -> None:

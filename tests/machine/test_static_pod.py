@@ -11,15 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from testbed import users
 from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, StaticPod
-from testbed.traffic import Traffic, lives_of
+from tests.machine.in_use import InUse, in_use
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OURS = "/etc/kubernetes/kubernetes-keystone"
@@ -27,25 +25,11 @@ WANTED = "/var/lib/kubernetes-keystone/wanted"
 
 
 @dataclass
-class Story:
+class Story(InUse[StaticPod]):
     """What the tests know of each other."""
 
-    stage: StageOf[StaticPod]
-    kubeconfig: Path
-    traffic: Traffic
-    inventory: str
-    units: str
     nobody: tuple[float, float] = (0, 0)
     """From when to when nobody answered for tokens."""
-
-    @property
-    def cluster(self) -> StaticPod:
-        return self.stage.cluster
-
-    def kubectl(self, *arguments: str) -> tuple[int, str]:
-        """Run kubectl as alice, who has nothing but an application credential."""
-        done = self.cluster.kubectl(*arguments, kubeconfig=self.kubeconfig, check=False)
-        return done.returncode, done.stdout + done.stderr
 
     def administrators(self) -> int:
         """Run kubectl on the machine's own administrator's certificate, as long as the API server may take to start."""
@@ -53,17 +37,9 @@ class Story:
         admin.write_bytes(self.stage.machine.read("/etc/kubernetes/admin.conf"))
         return self.cluster.kubectl("get", "nodes", kubeconfig=admin, check=False).returncode
 
-    def lives(self) -> int:
-        """How often the API server has been started."""
-        return len(lives_of(self.cluster))
-
     def wired(self) -> bool:
         """Whether our flags are in the manifest."""
         return OURS.encode() in self.cluster.args()
-
-    def in_force(self) -> bool:
-        """Whether the API server runs with our flags, as its users see it."""
-        return self.kubectl("get", "pods")[0] == 0
 
     def without(self) -> bool:
         """Whether the API server runs, and without them."""
@@ -71,15 +47,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(charm: Path) -> Iterator[Story]:
-    with StageOf(StaticPod, charm) as stage:
-        cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-        cluster.pod("default", "web")
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
-        kubeconfig = users.hand_out(keystone.application_credential(alice, demo), keystone, cluster)
-        with Traffic(cluster) as traffic:
-            yield Story(stage, kubeconfig, traffic, machine.shell(INVENTORY), machine.shell(UNITS))
+def story(kubeadm: StageOf[StaticPod]) -> Iterator[Story]:
+    with in_use(kubeadm, Story) as begun:
+        yield begun
 
 
 def test_relating_finds_the_manifest_and_takes_one_restart(story: Story) -> None:

@@ -18,6 +18,7 @@ from testbed.keystone import Project, User
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
 from tests import scenarios
+from tests.documents import table
 from tests.machine import sandbox
 from tests.machine.place import StandIn
 
@@ -120,13 +121,29 @@ def test_a_namesake_of_another_domain_is_somebody_else(story: Story) -> None:
 
 def test_raw_reviews_need_the_api_servers_certificate(story: Story) -> None:
     review = '{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":"x"}}'
-    ca = "/etc/kubernetes-keystone/tls/ca.crt"
-    said = story.stage.machine.shell(
-        f"curl -s -o /dev/null -w '%{{http_code}}' --cacert $(ls {ca} /etc/kubernetes-keystone/tls/*ca*.crt "
-        f"/etc/kubernetes-keystone/tls/*ca*.pem 2>/dev/null | head -n 1) -d '{review}' https://127.0.0.1:8443/webhook",
-        check=False,
-    )
-    assert said in ("403", "000")
+    tls = "/etc/kubernetes-keystone/tls"
+    ask = f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {tls}/ca.crt -H 'Content-Type: application/json'"
+    for shown, answer in (
+        ("", "403"),
+        (f"--cert {tls}/client.crt --key {tls}/client.key", "200"),
+        # The endpoint's own, which the authenticator can read, is nobody's who asks: there is no connection.
+        (f"--cert {tls}/server.crt --key {tls}/server.key", "000"),
+    ):
+        command = f"{ask} {shown} -d '{review}' https://127.0.0.1:8443/webhook 2>/dev/null || true"
+        assert story.stage.machine.shell(command) == answer, shown
+
+
+def test_files_are_whose_the_documentation_says(story: Story) -> None:
+    folder, rows = "/var/snap/kube-apiserver/common/kubernetes-keystone", table("explanation.md", "| path |")
+    wanted = {path.replace("…", folder): owner for path, owner, _, _ in rows}
+    found = story.stage.machine.run("stat", "--format=%n|%U:%G %a", *wanted).stdout.split("\n")[:-1]
+    assert dict(line.split("|") for line in found) == wanted
+    secret = "/etc/kubernetes-keystone /var/lib/kubernetes-keystone " + folder
+    open_to_all = story.stage.machine.shell(
+        f"find {secret} -type f -perm /o=rwx -print; find {secret} /opt/kubernetes-keystone ! -type l -perm /o=w"
+    ).split()
+    names = ("wanted", "started", "unit")
+    assert set(open_to_all) <= {f"/var/lib/kubernetes-keystone/{name}" for name in names}
 
 
 def test_from_one_policy_to_another_nothing_restarts(story: Story) -> None:
@@ -281,8 +298,52 @@ def test_whoever_takes_the_authenticator_over_gets_nothing_else(story: Story) ->
     machine.run("rm", "/tmp/of-somebody")
 
 
+def test_a_crash_leaves_no_core_with_tokens_in_it(story: Story) -> None:
+    pid = story.stage.machine.show(SERVICE, "MainPID")["MainPID"]
+    (limit,) = [
+        line for line in story.stage.machine.read(f"/proc/{pid}/limits").decode().splitlines() if "core" in line
+    ]
+    assert limit.split()[4:6] == ["0", "0"]
+
+
 def test_systemd_thinks_little_exposed(story: Story) -> None:
     assert sandbox.exposure(story.stage.machine, SERVICE) < 2.0
+
+
+# Any user's way to look at others: says each command line that has a token of Keystone's or of the cluster's in it.
+ONLOOKER = """
+import pathlib, time
+said, end = set(), time.monotonic() + 120
+while time.monotonic() < end:
+    for place in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = place.read_bytes().replace(b"\\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if ("gA" + "AAAA" in line or "admin:" + ":" in line) and line not in said:
+            said.add(line)
+            print("saw", line, flush=True)
+"""
+
+
+def test_no_process_list_shows_a_token(story: Story) -> None:
+    machine, unit, keystone = story.stage.machine, story.stage.unit, story.stage.keystone
+    machine.run("systemd-run", "--unit=onlooker", "--uid=nobody", "python3", "-c", ONLOOKER)
+    try:
+        machine.run("python3", "-c", "import time; time.sleep(2)", "gAAAAA-in-a-command-line")
+        token = keystone.token(story.alice, story.demo)
+        machine.write("/root/token", token, 0o600)
+        for source in ({"token_file": "/root/token"}, {"token_secret": unit.add_secret(token=token)}):
+            assert unit.run_action("check-authentication", **source).status == "completed"
+        machine.write("/root/token", story.stage.cluster.tokens["admin"].token, 0o600)
+        assert unit.run_action("check-authentication", token_file="/root/token").status == "completed"
+        unit.update_status()
+        eventually(story, "get", "pods")
+    finally:
+        machine.run("systemctl", "stop", "onlooker")
+        machine.run("rm", "-f", "/root/token")
+    saw = [line for line in machine.journal("onlooker").splitlines() if line.startswith("saw ")]
+    assert [line.split()[-1] for line in saw] == ["gAAAAA-in-a-command-line"]
 
 
 def test_no_secret_is_in_a_log_or_a_status(story: Story) -> None:

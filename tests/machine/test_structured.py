@@ -8,16 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
-from testbed import users
 from testbed.agent import HookFailed
 from testbed.stage import StageOf
 from testbed.static_pod import MANIFEST, PKI, StaticPod
-from testbed.traffic import Traffic, lives_of
+from tests.machine.in_use import InUse, in_use
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 FOLDER = "/etc/kubernetes/authorization"
@@ -27,30 +25,14 @@ EXCLUDED = ("authorization-mode", "authorization-webhook-config-file", "authoriz
 
 
 @dataclass
-class Story:
+class Story(InUse[StaticPod]):
     """What the tests know of each other."""
 
-    stage: StageOf[StaticPod]
-    kubeconfig: Path
-    traffic: Traffic
-    inventory: str
-    units: str
     text: str = ""
-
-    @property
-    def cluster(self) -> StaticPod:
-        return self.stage.cluster
 
     @property
     def config(self) -> str:
         return self.stage.machine.read(CONFIG).decode()
-
-    def lists_pods(self) -> bool:
-        """Whether alice, who has nothing but an application credential, may do what the policy says."""
-        return self.cluster.kubectl("get", "pods", kubeconfig=self.kubeconfig, check=False).returncode == 0
-
-    def lives(self) -> int:
-        return len(lives_of(self.cluster))
 
     def ready(self) -> None:
         status = self.stage.unit.status
@@ -58,30 +40,24 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(charm: Path) -> Iterator[Story]:
-    with StageOf(StaticPod, charm) as stage:
-        cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-        cluster.pod("default", "web")
-        # Theirs answers nobody, which is no opinion: who is asked is for the functional tests to tell.
-        theirs = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:6401/authorize"}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        machine.write(THEIRS, yaml.safe_dump(theirs).encode(), 0o600)
-        cluster.owner_sets(
-            authorization_mode="Node,RBAC,Webhook",
-            authorization_webhook_config_file=THEIRS,
-            authorization_webhook_version="v1",
-        )
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
-        kubeconfig = users.hand_out(keystone.application_credential(alice, demo), keystone, cluster)
-        with Traffic(cluster) as traffic:
-            yield Story(stage, kubeconfig, traffic, machine.shell(INVENTORY), machine.shell(UNITS))
+def story(kubeadm: StageOf[StaticPod]) -> Iterator[Story]:
+    # Theirs answers nobody, which is no opinion: who is asked is for the functional tests to tell.
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:6401/authorize"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    kubeadm.machine.write(THEIRS, yaml.safe_dump(theirs).encode(), 0o600)
+    kubeadm.cluster.owner_sets(
+        authorization_mode="Node,RBAC,Webhook",
+        authorization_webhook_config_file=THEIRS,
+        authorization_webhook_version="v1",
+    )
+    with in_use(kubeadm, Story) as begun:
+        yield begun
 
 
 def test_another_webhook_among_the_flags_is_in_the_way_and_the_way_out_is_told(story: Story) -> None:
@@ -116,16 +92,16 @@ def test_then_ours_joins_theirs_without_a_further_restart(story: Story) -> None:
     unit.update_status()
     story.ready()  # with the one restart that the flags for tokens need
     before = story.lives()
-    assert story.lists_pods()
+    assert story.in_force()
     assert story.config.startswith(story.text)
     names = [item["name"] for item in yaml.safe_load(story.config)["authorizers"]]
     assert names == ["node", "rbac", "default", "kubernetes-keystone"]
     unit.configure(policy="")
     assert story.config == story.text
-    story.stage.machine.wait(lambda: not story.lists_pods(), "the API server to go without our policy", 90, every=1)
+    story.stage.machine.wait(lambda: not story.in_force(), "the API server to go without our policy", 90, every=1)
     unit.configure(policy=READERS)
     story.ready()
-    assert story.lists_pods()
+    assert story.in_force()
     assert story.lives() == before
 
 
@@ -135,7 +111,7 @@ def test_an_upgrade_by_kubeadm_starts_with_ours_in_the_file_though_our_flags_and
     assert "kubernetes-keystone" in story.config
     story.stage.unit.update_status()
     story.ready()
-    assert story.lists_pods()
+    assert story.in_force()
 
 
 def test_a_charm_killed_while_it_tries_an_entry_leaves_none(story: Story) -> None:
@@ -158,7 +134,7 @@ def test_a_charm_killed_while_it_tries_an_entry_leaves_none(story: Story) -> Non
         machine.wait(lambda: story.config == story.text, "our entry to go out", 60)
         unit.retry()
     story.ready()
-    assert story.lists_pods()
+    assert story.in_force()
 
 
 def test_removal_gives_the_file_and_the_manifest_back_byte_for_byte(story: Story) -> None:

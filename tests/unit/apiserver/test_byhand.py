@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import flags
-from apiserver import Flag, Hand, Place, byhand, layouts, process
+from apiserver import Flag, Hand, Place, byhand, layouts, process, structured
 from apiserver.byhand import Endpoint
 from apiserver.pod import Pod
 from apiserver.process import Process
@@ -71,11 +71,11 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """Start a program that is called kube-apiserver with these flags, the only one that is seen."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*words: str) -> None:
+    def start(*words: str, executable: Path = Path(sys.executable)) -> None:
         program = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
         command = ["/usr/bin/kube-apiserver", "-SIc", program, *words]
         pipe = subprocess.PIPE
-        one = subprocess.Popen(command, executable=sys.executable, cwd=tmp_path, stdin=pipe, stdout=pipe)
+        one = subprocess.Popen(command, executable=executable, cwd=tmp_path, stdin=pipe, stdout=pipe)
         started.append(one)
         assert one.stdout
         one.stdout.read(1)  # its command line is its own now
@@ -103,6 +103,28 @@ def test_an_api_server_of_another_kind_that_asks_us_about_both_is_noticed(
     (tmp_path / "webhook.yaml").write_text(kubeconfig(endpoint))
     running(f"{TOKENS}=webhook.yaml", "--authorization-mode", "RBAC,Webhook", f"{ACCESS}={tmp_path}/webhook.yaml")
     assert missing(tmp_path, endpoint, authorization=True) == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[" * 100_000)],
+    ids=["pipe", "device", "brackets"],
+)
+def test_whoever_calls_a_program_kube_apiserver_has_no_hook_read_without_end(
+    tmp_path: Path, endpoint: Endpoint, running: Callable[..., None], content: Callable[[Path], Any]
+) -> None:
+    content(tmp_path / "file")
+    running(f"{TOKENS}=file", f"--{structured.FLAG}=file")
+    assert missing(tmp_path, endpoint, authorization=True) == (
+        f"{TOKENS}=file cannot be read, or is no kubeconfig",
+        f"--{structured.FLAG}=file has no webhook that asks us",
+    )
+
+
+def test_a_program_may_have_any_name_besides(tmp_path: Path, endpoint: Endpoint, running: Callable[..., None]) -> None:
+    (odd := Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff) \n"))).symlink_to(sys.executable)
+    running(executable=odd)
+    assert missing(tmp_path, endpoint) == (f"{TOKENS} is not set",)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +251,28 @@ def test_a_file_that_is_newer_than_the_process_counts_from_its_next_start(
     assert missing(tmp_path, endpoint) == ()
     written(path, 5)
     assert missing(tmp_path, endpoint) == (f"{path} was changed after the API server's start: restart it",)
+
+
+def test_what_a_server_knows_of_us_is_what_the_files_said_that_it_has_read(
+    tmp_path: Path, endpoint: Endpoint, running: Callable[..., None]
+) -> None:
+    place = Place(tmp_path / "machine")
+    assert byhand.knows(place, URL) == ()
+    path, other, file = (tmp_path / name for name in ("webhook.yaml", "other.yaml", "file.yaml"))
+    path.write_text(kubeconfig(endpoint))
+    other.write_text(kubeconfig(endpoint, server="https://other"))
+    webhook = {"connectionInfo": {"type": "KubeConfigFile", "kubeConfigFile": str(path)}}
+    file.write_text(yaml.safe_dump({"authorizers": [{"type": "Webhook", "webhook": webhook}]}))
+    known = byhand.Knows(endpoint.ca, endpoint.client)
+
+    running(f"{TOKENS}={path}", f"{ACCESS}={path}")
+    assert byhand.knows(place, URL) == (known,)
+    written(path, 5)
+    assert byhand.knows(place, URL) == (byhand.Knows(),)
+    running(f"{TOKENS}={other}")
+    assert byhand.knows(place, URL) == (byhand.Knows(),)
+    running(f"--authorization-config={file}")  # which is read again
+    assert sorted(byhand.knows(place, URL), key=str) == sorted([byhand.Knows(), known], key=str)
 
 
 def test_a_variable_in_a_flag_is_the_processs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,12 @@ def test_what_others_change_beside_our_lines_stays(machine: Machine) -> None:
     assert machine.script("others", given=changed) == expected
 
 
+def test_a_comment_of_others_that_reads_like_ours_stays(machine: Machine) -> None:
+    text = SMALL.replace("    - --secure", "    # kubernetes-keystone\n    - --secure")
+    assert machine.script("others", given=text) == text
+    assert machine.script("others", given=edited(text)) == text
+
+
 def test_a_mode_that_others_add_to_the_line_that_we_changed_stays(machine: Machine) -> None:
     text = edited(SMALL).replace("Node,RBAC,Webhook", "Node,RBAC,Webhook,ABAC")
     assert machine.script("others", given=text) == SMALL.replace("Node,RBAC", "Node,RBAC,ABAC")

@@ -480,6 +480,13 @@ def test_a_pod_that_cannot_reach_us_is_a_conflict(machine: Machine) -> None:
         apiserver.check(machine.layout, authorization=False)
 
 
+def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(machine: Machine) -> None:
+    machine.text = machine.text.replace("--allow-privileged=true", "--allow-privileged=true # kubernetes-keystone")
+    number = 1 + next(n for n, line in enumerate(machine.text.splitlines()) if "allow-privileged" in line)
+    with pytest.raises(Conflict, match=f"line {number} ends in '# kubernetes-keystone' and is not ours"):
+        apiserver.check(machine.layout, authorization=False)
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [

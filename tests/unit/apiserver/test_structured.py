@@ -329,6 +329,18 @@ def test_ours_comes_into_force_without_a_restart_of_its_own(server: Structured) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["unit"], indirect=True)
+def test_what_the_server_knows_by_ours_is_told_once_it_has_accepted_it(server: Structured) -> None:
+    server.apply()
+    assert structured.kubeconfigs(server.layout) == (b"kubeconfig",)
+    (name,) = server.left
+    (server.file.parent / name).write_text("changed by somebody")
+    assert structured.kubeconfigs(server.layout) == (b"",)
+    structured.remove(server.layout)
+    assert structured.kubeconfigs(server.layout) == ()
+
+
+@pytest.mark.slow
 def test_a_policy_that_is_unset_and_set_again_restarts_nothing(server: Structured) -> None:
     server.apply()
     restarts = server.starts()
@@ -518,6 +530,17 @@ def test_a_file_that_others_have_broken_is_told_and_left_alone(server: Structure
     server.file.unlink()
     with pytest.raises(Conflict, match="cannot be read: No such file"):
         apiserver.check(server.layout, authorization=True)
+
+
+@pytest.mark.parametrize("server", ["unit"], indirect=True)
+@pytest.mark.parametrize("line", ["- type: RBAC", "  name: rbac"])
+def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(server: Structured, line: str) -> None:
+    server.text = text = TWO.replace(line, f"{line} # kubernetes-keystone")
+    with pytest.raises(Conflict, match="it has lines that look like ours"):
+        apiserver.check(server.layout, authorization=True)
+    with pytest.raises(Conflict, match="it has lines that look like ours"):
+        server.apply()
+    assert server.text == text
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """apply, remove and state, with the real script and a running service."""
 
+import base64
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import apiserver
-from apiserver import Conflict, Kind, Place, files, layouts, lease, script, systemd, wanted, wiring
+from apiserver import Conflict, Kind, Knows, Place, files, layouts, lease, script, systemd, wanted, wiring
 from apiserver.verify import Unverified, verify
 from testbed.owners import canonical_charm
 from tests.unit.apiserver.support import FIRST_STEP, QUICK, STRIDE, TOKEN, Machine, Tree
@@ -75,6 +76,31 @@ def test_a_changed_kubeconfig_needs_a_restart_although_no_flag_changes(machine: 
     assert apply(machine, content="another certificate")
     assert machine.systemd.restarts == 2
     assert machine.wanted.digest == machine.desired("another certificate").digest
+
+
+def kubeconfig(authorities: str, client: str = "me") -> str:
+    """Give as much of one as says what its API server knows."""
+    told = {"certificate-authority-data": base64.b64encode(authorities.encode()).decode()}
+    user = {"client-certificate-data": base64.b64encode(client.encode()).decode()}
+    return json.dumps({"clusters": [{"cluster": told}], "users": [{"user": user}]})
+
+
+def test_what_the_server_knows_of_us_is_what_it_was_started_with(machine: Machine) -> None:
+    assert apiserver.knows(machine.layout) is None
+    apply(machine, content=kubeconfig("the old CA"))
+    assert apiserver.knows(machine.layout) == (Knows(b"the old CA", b"me"),)
+
+    # As a charm leaves it that was killed between the files and the restart.
+    (path,) = machine.desired().files
+    path.write_text(kubeconfig("both CAs"))
+    assert apiserver.knows(machine.layout) == (Knows(),)
+    apply(machine, content=kubeconfig("both CAs"), authorization=True)
+    assert apiserver.knows(machine.layout) == (Knows(b"both CAs", b"me"),) * 2
+    machine.systemd.systemctl(["stop", machine.layout.service])
+    assert apiserver.knows(machine.layout) == (Knows(),)
+    machine.systemd.systemctl(["start", machine.layout.service])
+    apiserver.remove(machine.layout, patience=QUICK)
+    assert apiserver.knows(machine.layout) is None
 
 
 def test_an_authenticator_that_does_not_answer_keeps_everything_as_it_is(machine: Machine) -> None:

@@ -125,7 +125,7 @@ def eventually(holds: Callable[[], Any], seconds: float = 2.0) -> Any:
 class StandIn:
     """An HTTP service of whose requests `behaviour` decides; `requests` are kept as (method, path, headers, body)."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.behaviour: Callable[[str, str, dict[str, str], bytes], tuple[int, Any]] = lambda *_: (200, {})
         self.headers: dict[str, str] = {}
@@ -168,7 +168,7 @@ class StandIn:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_address[1]}"

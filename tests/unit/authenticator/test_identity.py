@@ -158,8 +158,8 @@ def test_no_name_of_one_domain_is_let_in_by_a_policy_for_another(
     """The policy names something of a domain; somebody of another one calls everything as it is called there."""
     other = data.draw(IDS.filter(lambda found: found != domain))
     value = {"user": name, "group": group, "project": project}[kind]
-    # As a policy writes it: what looks like an ID is one, and so is a domain.
-    if is_id(value) or in_domain(value, "default") != (value, "default"):
+    # As a policy writes it: what looks like an ID is one, and so is a domain; a `*` in a match is anybody.
+    if value == "*" or is_id(value) or in_domain(value, "default") != (value, "default"):
         value = "plain"
         name, group, project = "plain", "plain", "plain"
     written = value if domain == "default" else f"{value}@{domain}"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keystone_authenticator.identity import Account, Group, Naming, Subject
+from keystone_authenticator.parts import load_policy
 from keystone_authenticator.policy import Policy, Problem, Request, _Cover, check
-from keystone_authenticator.service import load_policy
 from tests.unit.authenticator.support import OTHER, marks
 
 NATIVE, UPSTREAM = Naming("default", False), Naming("default", True)

@@ -175,8 +175,10 @@ def test_requests_sent_ahead_are_answered_in_order(server: Running) -> None:
     assert bodies == [b"body-0", b"body-1", b"body-2", b"body-3", b"body-4", b"body-5", b"last"]
 
 
-def test_too_many_requests_sent_ahead_end_the_connection(server: Running) -> None:
-    answer = server.ask(post("/later") * 200)
+@pytest.mark.parametrize("path", ["/later", "/now"])
+def test_too_many_requests_sent_ahead_end_the_connection(server: Running, path: str) -> None:
+    # Those that are answered at once as well: thousands of them in one piece would be answered before anybody else.
+    answer = server.ask(post(path) * 200)
     assert answer.count(b"HTTP/1.1 200") <= LIMITS.pipelined + 1
 
 
@@ -237,6 +239,13 @@ def test_what_is_too_long_or_no_request_gets_a_4xx_and_the_end(server: Running, 
 def test_a_head_that_never_ends_is_ended(server: Running) -> None:
     answer = server.ask(b"GET / HTTP/1.1\r\nA: ", *(b"a" * 200 for _ in range(30)), pause=0.001)
     assert status_of(answer) == 431
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nA: ", b"0\r\nA", b"1;a="], ids=["trailer", "its name", "extension"])
+def test_what_is_around_a_body_is_bounded_as_the_body_is(server: Running, begun: bytes) -> None:
+    head = b"POST /now HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = server.ask(head + begun, *(b"a" * 1000 for _ in range(60)), pause=0.001)
+    assert status_of(answer) == 413
 
 
 @pytest.mark.slow

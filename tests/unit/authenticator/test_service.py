@@ -540,6 +540,33 @@ def test_strangers_with_half_a_request_keep_nobody_out(tmp_path: Path, authority
         assert service.post(token_review("a::b"), connection=kept)[0] == 200
 
 
+@pytest.mark.slow
+def test_whoever_floods_the_private_listener_keeps_the_charm_from_nothing(tmp_path: Path, authority: Authority) -> None:
+    """Any user of the machine reaches it: silent connections, half a request, and new ones all the time."""
+    with serving(tmp_path, authority) as service, contextlib.ExitStack() as stack:
+        for number in range(400):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.private)))
+            if number % 2:
+                sock.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nX-A: ")
+        stop = threading.Event()
+
+        def knock_again_and_again() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", service.private), 5) as sock:
+                    sock.sendall(b"GET /metr")
+
+        threads = [threading.Thread(target=knock_again_and_again) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert [service.get(path)[0] for path in ("/readyz", "/status", "/metrics")] == [200] * 3
+            assert service.post(token_review("a::b"))[0] == 200
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
 def test_both_ports_can_be_systemds_so_that_nobody_takes_one_meanwhile(tmp_path: Path, authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as webhook, socket.create_server(("127.0.0.1", 0)) as private:
         service = Service(tmp_path, authority, listen="127.0.0.1:1")

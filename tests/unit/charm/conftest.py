@@ -322,6 +322,7 @@ class FakeWiring:
     run_probe: bool = False
     asked_already: apiserver.Asked = field(default_factory=apiserver.Asked)
     by_hand: list[apiserver.byhand.Server] = field(default_factory=list)
+    by_hand_kubeconfigs: list[bytes] = field(default_factory=list)
     displaced: bool = False
     structured: str = ""
     over: apiserver.Conversion | None = None
@@ -392,6 +393,9 @@ class FakeWiring:
         self.desired, self.restarts = None, self.restarts + 1
         return True
 
+    def knows(self, _: FakeLayout) -> tuple[apiserver.Knows, ...] | None:
+        return tuple(map(apiserver.Knows.of, self.desired.files.values())) or None if self.desired else None
+
     def state(self, _: FakeLayout) -> apiserver.State:
         kind = self.kind or (apiserver.Kind.IN_FORCE if self.desired else apiserver.Kind.ABSENT)
         return apiserver.State(kind, "" if self.kind is None else "so said the wiring")
@@ -411,11 +415,13 @@ def wiring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeWiring:
         "chain",
         "apply",
         "remove",
+        "knows",
         "state",
     ):
         monkeypatch.setattr(apiserver, name, getattr(fake, name))
     for name in ("look", "keep_displaced"):
         monkeypatch.setattr(apiserver.byhand, name, getattr(fake, name))
+    monkeypatch.setattr(apiserver.byhand, "knows", lambda *_: tuple(map(apiserver.Knows.of, fake.by_hand_kubeconfigs)))
     monkeypatch.setattr("apiserver.process.servers", lambda: iter(()))  # not those of other tests on this machine
     return fake
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import http.server
 import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import ops.testing
 import pytest
+
+import apiserver
+from check_authentication import Stopped, _Way
+from config import CharmConfig
 
 TOKEN = "gAAAAABnotarealtoken"
 
@@ -98,11 +105,15 @@ def test_what_is_no_file_is_refused_and_not_waited_for(ready, tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     put(tmp_path / "token")
     (tmp_path / "link").symlink_to(tmp_path / "token")
+    (tmp_path / "to").symlink_to(tmp_path)
     for name, complaint in (
-        ("pipe", "is no file"),
-        (".", "is no file"),
-        ("link", "cannot be read"),
-        ("nowhere", "No such file"),
+        ("pipe", "is no regular file"),
+        (".", "is no regular file"),
+        ("link", "link is a link, or no regular file; only a file that no link leads to is taken"),
+        ("to/token", "to is a link, or no folder; only a file that no link leads to is taken"),
+        ("nowhere", "is not on this unit's machine"),
+        ("n" * 300, "cannot be read: File name too long"),
+        ("to\0ken", "can be no file's name"),
     ):
         assert complaint in told(ready, token_file=str(tmp_path / name))
     assert "does not begin at the root" in told(ready, token_file="token")
@@ -119,3 +130,57 @@ def test_a_namespace_that_is_none_is_named(ready, tmp_path):
 
 def test_before_anything_is_installed_it_says_so(unit, tmp_path):
     assert "is not installed yet" in told(unit, token_file=put(tmp_path / "token"))
+
+
+@pytest.fixture
+def answers(tmp_path) -> Iterator[tuple[_Way, list[bytes]]]:
+    """A token's way to a server that answers every question with the first of a list."""
+    given: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(201)
+            self.send_header("Content-Length", str(len(given[0])))
+            self.end_headers()
+            self.wfile.write(given[0])
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        config = CharmConfig(keystone_url="https://keystone.example", api_server="manual")
+        config = config.model_copy(update={"kubernetes_url": f"http://127.0.0.1:{server.server_address[1]}"})
+        place = apiserver.Place(tmp_path)
+        yield _Way(None, place, config, TOKEN, "default"), given  # pyright: ignore[reportArgumentType]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "", "null", "[]", pytest.param("[" * 100_000, id="deep"), '{"status": []}', '{"status": "x"}',
+        '{"status": {"userInfo": ["alice"], "allowed": "perhaps"}}',
+        '{"status": {"userInfo": {"username": ["alice"], "groups": 3}, "resourceRules": 3}}',
+        '{"status": {"userInfo": {"username": "a", "groups": "b"}, "resourceRules": ["x", {"verbs": 3}]}}',
+    ],
+)  # fmt: skip
+def test_whatever_stands_in_the_api_servers_place_the_action_says_where_the_way_ends(answers, answer):
+    way, given = answers
+    given.append(answer.encode())
+    for step in (way.api_server, way.access):
+        with pytest.raises(Stopped, match="is not understood"):
+            step()
+
+
+def test_what_an_api_server_leaves_out_is_nothing(answers):
+    way, given = answers
+    given.append(b'{"kind": "x", "status": {"userInfo": {}, "resourceRules": null, "more": 1}}')
+    assert way.api_server() == ""
+    assert way.access().startswith("nothing of what was asked")
+    given[0] = (
+        b'{"status": {"allowed": true, "resourceRules": [{"verbs": ["get"]}, {"verbs": null, "resources": ["pods"]}]}}'
+    )
+    assert way.access() == "see what it may do in the namespace default"
+    assert way.found["rbac-rules"] == ": pods"

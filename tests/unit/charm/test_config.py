@@ -178,6 +178,8 @@ def test_a_service_for_access_reviews_is_asked_without_a_policy(options):
         ({"k8s_keystone_auth_sha256": "a" * 64}, "k8s-keystone-auth-sha256", "set both or neither"),
         ({"default_domain": " "}, "default-domain", "is empty"),
         ({"default_domain": "x" * 65}, "default-domain", "longer"),
+        ({"default_domain": "default\u200b"}, "default-domain", "'default\\u200b' can be no domain's ID"),
+        ({"default_domain": "Our Domain"}, "default-domain", "can be no domain's ID"),
         ({"token_cache_ttl": -1}, "token-cache-ttl", "greater than or equal to 0"),
         ({"token_cache_ttl": 3601}, "token-cache-ttl", "less than or equal to 3600"),
         ({"outage_grace": -1}, "outage-grace", "greater than or equal to 0"),
@@ -196,6 +198,12 @@ def test_a_bad_value_is_refused_by_name_with_the_fix(options, given, option, com
     assert complaint in str(raised.value)
     for secret in ("secret@", "hunter2"):
         assert secret not in str(raised.value)
+
+
+def test_what_a_file_has_around_a_word_is_no_part_of_it(options):
+    given = {"api_server": "manual", "log_level": "debug", "sync_prune": "off", "default_domain": "default"}
+    config = options(**{name: f" {value}\r\n" for name, value in given.items()})
+    assert {name: getattr(config, name) for name in given} == given
 
 
 def test_several_bad_values_are_all_named(options):
@@ -249,9 +257,11 @@ def test_another_address_gets_another_server_certificate_and_nothing_else(tls_pl
     assert "127.0.0.2" in [str(name.value) for name in names]
 
 
-@pytest.mark.parametrize(("days", "renewed"), [(0, set()), (700, set()), (702, {"server", "upstream", "client"}),
-                                               (3630, {"ca", "server", "upstream", "client"})])  # fmt: skip
-def test_certificates_are_made_anew_before_they_expire(tls_places, days, renewed):
+@pytest.mark.parametrize(("days", "renewed"), [
+    (0, set()), (480, set()), (490, {"server", "upstream"}), (3280, {"server", "upstream"}),
+    (3290, {"ca", "authorities", "server", "upstream", "client"}),
+])  # fmt: skip
+def test_certificates_are_made_anew_well_before_they_end_the_api_servers_with_its_ca(tls_places, days, renewed):
     group = tls_places.tls.stat().st_gid
     here = Listen(host="127.0.0.1", port=8443)
     now = datetime.datetime.now(datetime.timezone.utc)

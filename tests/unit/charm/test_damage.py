@@ -13,6 +13,7 @@ import pytest
 
 import apiserver
 import authenticator
+import host
 import reach
 
 
@@ -45,6 +46,38 @@ def test_a_status_is_one_line_of_bounded_length(unit, wiring):
     assert isinstance(status, ops.BlockedStatus)
     assert "\n" not in status.message
     assert len(status.message) < 1100
+
+
+def test_what_a_service_has_logged_may_be_any_bytes():
+    assert host.run("printf", r"not UTF-8: \377") == "not UTF-8: \ufffd"
+    with pytest.raises(host.HostError, match=r"nor this: \ufffd$"):
+        host.run("sh", "-c", r"printf 'nor this: \377' >&2; exit 1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(b"[" * 60_000, id="deep"), b"\xff\xfe", b'"', b"[1]", b'{"kind": "TokenReview", "status": []}'],
+)
+def test_an_answer_of_any_kind_is_told_from_the_right_one(content):
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v3"
+        with pytest.raises(reach.ConfigError, match="but not as Keystone"):
+            reach.keystone(url, "")
+        with pytest.raises(reach.ConfigError, match="but not as a TokenReview"):
+            reach.service("authn-server-url", url, "", "TokenReview")
+        server.shutdown()
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])

@@ -339,6 +339,7 @@ def test_no_more_is_asked_for_than_to_pull_whatever_the_registry_wants(liar, pul
         ("TOKEN", b"[]", "gives no token"),
         ("TOKEN", json.dumps({"token": "a\r\nX-Evil: b"}).encode(), "gives no token"),
         ("TOKEN", json.dumps({"token": "x" * 2**17}).encode(), "gives more than"),
+        pytest.param("TOKEN", b"[" * 60_000, "gives no token", id="deep"),
     ],
 )
 def test_an_account_that_cannot_be_shown_is_said(liar, pull, challenge, token, complaint):

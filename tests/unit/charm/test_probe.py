@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import datetime
 import http.server
 import json
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pki
 import webhook
 from config import Listen
 from errors import Waiting
@@ -170,3 +173,20 @@ def test_an_administrators_kubeconfig_that_is_not_there_yet_is_waited_for(endpoi
 
     with pytest.raises(Waiting, match="cannot be used yet"):
         webhook.probe(endpoint.kubeconfig, path, chained=True)
+
+
+def test_the_endpoint_is_known_by_the_kubeconfigs_cas_and_by_none_of_the_systems(
+    endpoint, admin, tmp_path, monkeypatch
+):
+    trusted = tmp_path / "etc/kubernetes-keystone/tls/ca.crt"
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(trusted))
+    monkeypatch.setattr("certifi.where", lambda: str(trusted))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    other = pki.issue_authority("another CA", datetime.timedelta(days=1), datetime.datetime.now(datetime.timezone.utc))
+    config = yaml.safe_load(endpoint.kubeconfig)
+    cluster = config["clusters"][0]["cluster"]
+    cluster["certificate-authority-data"] = base64.b64encode(pki.pem(other.certificate)).decode()
+
+    with pytest.raises(webhook.NoAnswer, match="CERTIFICATE_VERIFY_FAILED"):
+        webhook.ask(yaml.safe_dump(config).encode(), "admin::sesame")
+    assert endpoint.asked == []

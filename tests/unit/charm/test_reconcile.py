@@ -468,10 +468,11 @@ def test_a_moved_endpoint_takes_the_flags_out_before_it_moves(unit, machine, wir
     assert b'"https://127.0.0.1:18443/webhook"' in next(iter(wiring.desired.files.values()))
 
 
-def test_a_new_ca_takes_the_flags_out_before_it_signs_anything(unit, machine, wiring):
+def test_certificates_that_are_lost_with_their_ca_take_the_flags_out_before_new_ones_are_made(unit, machine, wiring):
     unit.run()
     wiring.order.clear()
-    (machine.places.tls / "ca.key").unlink()
+    for path in machine.places.tls.iterdir():
+        path.unlink()
     unit.run()
 
     assert wiring.order == ["detect", "check", "remove", "chain", "apply"]

@@ -85,15 +85,17 @@ def test_an_option_that_cannot_be_used_is_named(unit, user, options, message):
 @pytest.mark.parametrize(
     ("content", "mode", "message"),
     [
-        (f"password: {SECRET}", 0o640, "must be root's alone"),
+        (f"password: {SECRET}", 0o640, "is not root's alone (its mode is 0640)"),
         (f"passwort: {SECRET}", 0o600, "there is no password"),
-        (None, 0o600, "No such file or directory; the file has to be on every unit"),
+        (f"password: {SECRET}".encode("utf-16"), 0o600, "is not a text in UTF-8"),
+        pytest.param(f"# {SECRET}\n" * 2**17, 0o600, "has more than 1024 KiB", id="large"),
+        (None, 0o600, "is not on this unit's machine"),
     ],
 )
 def test_credentials_that_cannot_be_used_are_named_and_never_shown(unit, user, tmp_path, content, mode, message):
     path = tmp_path / "bad"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.chmod(mode)
     status = unit.configure(sync_config=SYNC, sync_credentials=str(path)).run()
     assert status.name == "blocked"

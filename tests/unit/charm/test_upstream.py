@@ -90,6 +90,7 @@ class Site:
     cuts: list[int] = field(default_factory=list)
     tagged: bool = True
     endless: bool = False
+    length: str = ""
     asked: list[str] = field(default_factory=list)
     given: int = 0
 
@@ -133,7 +134,7 @@ def site(authority, monkeypatch) -> Iterator[Site]:
                     return
             tag = {"ETag": made.tag(self.path)} if made.tagged else {}
             part = {"Content_Range": f"bytes {begin}-{len(body) - 1}/{len(body)}"} if begin else {}
-            length = {} if made.trickles else {"Content_Length": str(len(body) - begin)}
+            length = {} if made.trickles else {"Content_Length": made.length or str(len(body) - begin)}
             self.answer(206 if begin else 200, **tag, **part, **length)
             end = begin + made.cuts.pop(0) if made.cuts else len(body)
             with contextlib.suppress(OSError):
@@ -412,6 +413,14 @@ def test_a_small_archive_that_unpacks_to_too_much_is_not_unpacked(unit, site, mo
     site.files["/x"] = pack(("k8s-keystone-auth", elf() + bytes(2**21)))
 
     assert "more than 1 MiB" in unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run().message
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\xb2", "+3", "1e3"])
+def test_a_length_that_is_none_is_not_counted_with(unit, site, program, length):
+    site.files["/x"], site.length = elf(), length
+    status = unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run()
+
+    assert isinstance(status, (ops.ActiveStatus, ops.BlockedStatus))
 
 
 def test_a_certificate_that_does_not_verify_is_not_believed(unit, site, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -344,6 +346,17 @@ def test_the_lock_is_held_by_one_at_a_time_and_falls_with_its_holder(store, tmp_
     process.kill()
     waiting.join(20)
     assert (taken, waiting.exitcode, held.with_name("taken").exists()) == ([False], 0, True)
+
+
+@pytest.mark.parametrize("why", [errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_where_a_home_has_no_locks_nobody_waits_for_one(store, monkeypatch, why):
+    def lockf(*_: int) -> None:
+        raise OSError(why, "as a network's filesystem says")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    began = time.monotonic()
+    with store.lock():
+        assert time.monotonic() - began < 30
 
 
 def test_readers_never_see_half_a_token_while_others_write(store):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 
 from kubectl_keystone_auth import kubeconfig
 from kubectl_keystone_auth.errors import BadInput
-from kubectl_keystone_auth.kubeconfig import Cluster, Login, cluster_entry, merge, user_entry, whole
+from kubectl_keystone_auth.kubeconfig import PROGRAM, Cluster, Login, cluster_entry, merge, user_entry, whole
 
 LOGIN = Login(("--keystone-url=https://k/v3",), {"OS_APPLICATION_CREDENTIAL_SECRET": "a: 'b'\n\N{SNOWMAN}"})
 OURS = whole("demo", cluster_entry(Cluster("https://api:6443", b"ca")), user_entry(LOGIN), "web")
@@ -34,6 +37,36 @@ def path(tmp_path: Path) -> Path:
 def put(path: Path, content: object) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+
+
+def test_names_that_kubectl_prints_are_read_whatever_the_system_writes_in(tmp_path):
+    view = {
+        "users": [
+            {
+                "name": "u",
+                "user": {
+                    "exec": {"command": PROGRAM, "args": ["--user-name=J\N{LATIN SMALL LETTER U WITH DIAERESIS}rgen"]}
+                },
+            }
+        ]
+    }
+    (tmp_path / "kubectl").write_text(
+        f"#!/bin/sh\ncat <<'EOF'\n{json.dumps(view, ensure_ascii=False)}\nEOF\n", encoding="utf-8"
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    # What Windows is like, where programs are taken to print in the system's own old code page.
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {
+        **os.environ,
+        **old,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(kubeconfig.__file__).parents[1]),
+    }
+    shown = (
+        "from kubectl_keystone_auth.kubeconfig import current, login_of; print(ascii(login_of(current()).arguments))"
+    )
+    done = subprocess.run([sys.executable, "-c", shown], env=environment, capture_output=True, text=True)
+    assert done.stdout == "('--user-name=J\\xfcrgen',)\n", done.stderr
 
 
 def test_a_file_is_made_that_the_user_alone_can_read(path):
@@ -67,7 +100,10 @@ def test_ours_is_renewed_in_its_place(path):
 def test_a_name_that_is_somebody_elses_is_not_taken(path):
     for content, word in (
         ({**OTHERS, "users": [{"name": "demo", "user": {"token": "0123"}}]}, "logs in otherwise"),
+        ({**OTHERS, "users": [{"name": "demo", "user": {"exec": "x", "extensions": ["y"]}}]}, "logs in otherwise"),
+        ({**OTHERS, "users": [{"name": "demo", "user": {"exec": {"command": PROGRAM, "env": [1]}}}]}, "otherwise"),
         ({**OTHERS, "clusters": [{"name": "demo", "cluster": {"server": "https://x"}}]}, "another cluster"),
+        ({**OTHERS, "contexts": [{"name": "demo", "context": {"cluster": "old", "user": "admin"}}]}, "another context"),
     ):
         put(path, content)
         before = path.read_bytes()
@@ -77,7 +113,15 @@ def test_a_name_that_is_somebody_elses_is_not_taken(path):
         assert not path.with_name("config.lock").exists()
 
 
-@pytest.mark.parametrize("content", ["a: [gheim", "- gheim", "users: gheim", "users: [gheim]", "\0gheim"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: [gheim", "- gheim", "users: gheim", "users: [gheim]", "\0gheim",
+        "users: [{name: demo, user: gheim}]", "users: [{name: [gheim]}]",
+        "clusters: [{name: demo, cluster: gheim}]", "contexts: [{name: demo, context: gheim}]",
+        pytest.param(f"gheim: {'[' * 20_000}", id="deep"),
+    ],
+)  # fmt: skip
 def test_what_is_no_kubeconfig_is_left_as_it_is_and_not_quoted(path, content):
     put(path, content)
     with pytest.raises(BadInput, match="left as it is") as raised:

@@ -111,6 +111,10 @@ def test_kubectl_is_told_who_opens_the_browser(plugin, keystone):
         (("--server=https://k", "--expires=soon"), "--expires='soon'"),
         (("--server=https://k", "--output=-"), "--output"),
         (("--server=https://k", "--os-redirect-port=x"), "--os-redirect-port='x'"),
+        (
+            ("--server=https://k", "--os-redirect-port=8\N{SUPERSCRIPT TWO}"),
+            "--os-redirect-port='8\N{SUPERSCRIPT TWO}'",
+        ),
         (("--server=https://k", "--identity-provider=i"), "missing: --protocol"),
         (("--server=https://k", "gheim"), "is no flag"),
     ],
