@@ -171,7 +171,6 @@ def test_what_is_not_run_is_still_there() -> None:
         assert [one for one in left_out if not any(command.startswith(one) for command in commands)] == []
 
 
-@pytest.mark.skipif(not (documents.PROJECT / TUTORIAL).exists(), reason=f"NOT TESTED: there is no {TUTORIAL} yet")
 def test_the_tutorial_works_as_it_is_written(stage: Stage, opened: Opener, request: pytest.FixtureRequest) -> None:
     reader, page = opened(TUTORIAL), documents.steps(TUTORIAL)
     reader.fresh(OS_CLOUD="admin")
