@@ -12,7 +12,7 @@ from testbed import pack
 from testbed.stage import Stage, StageOf
 from testbed.static_pod import StaticPod
 
-pytest.register_assert_rewrite("tests.scenarios")  # before anything here imports it
+pytest.register_assert_rewrite("tests.scenarios", "tests.machine.reader")  # before anything here imports them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
