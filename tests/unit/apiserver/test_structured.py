@@ -520,6 +520,7 @@ def test_a_file_that_others_have_broken_is_told_and_left_alone(server: Structure
         apiserver.check(server.layout, authorization=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["unit"], indirect=True)
 @pytest.mark.parametrize("line", ["- type: RBAC", "  name: rbac"])
 def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(server: Structured, line: str) -> None:
