@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
         self._all.open.discard(self)
         self._all.buffered -= self._body_bytes
         self._body_bytes = 0
-        self._waiting.clear()
+        self._forget_waiting()
         self._lingering = True
         if self._task is not None:
             self._task.cancel()
@@ -387,7 +387,10 @@ class Connection(asyncio.Protocol):
             if not self._waiting:
                 asyncio.get_running_loop().call_soon(self._next)
             self._waiting.append((request, body, keep_alive))
-            if len(self._waiting) > self._limits.pipelined:
+            self._all.buffered += len(body)
+            if self._all.buffered > self._limits.all_bodies:
+                self._fail(text(429, "too many requests at once", b"Retry-After: 1\r\n"))
+            elif len(self._waiting) > self._limits.pipelined:
                 self._fail(text(400, "too many requests sent ahead"))
             elif len(self._waiting) >= self._limits.pipelined // 2:
                 self._transport.pause_reading()
@@ -423,8 +426,14 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Go on with what the client sent ahead."""
         while self._waiting and self._task is None and not self._write_paused and not self._lingering:
-            self._answer(*self._waiting.popleft())
+            request, body, keep_alive = self._waiting.popleft()
+            self._all.buffered -= len(body)
+            self._answer(request, body, keep_alive)
         self._resume()
+
+    def _forget_waiting(self) -> None:
+        self._all.buffered -= sum(len(body) for _, body, _ in self._waiting)
+        self._waiting.clear()
 
     def _resume(self) -> None:
         if not self._lingering and not self._write_paused and len(self._waiting) < self._limits.pipelined // 2:
@@ -454,7 +463,7 @@ class Connection(asyncio.Protocol):
         # Closing while the client still sends would reset the connection and could take the answer with it.
         self._lingering = True
         self.since = time.monotonic()
-        self._waiting.clear()
+        self._forget_waiting()
         if self._receiving and not self._completed:
             self._transport.resume_reading()
             asyncio.get_running_loop().call_later(self._limits.linger, self._transport.close)

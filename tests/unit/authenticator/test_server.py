@@ -298,6 +298,14 @@ def test_bodies_of_all_clients_together_are_bounded(server: Running) -> None:
     assert all(b"Retry-After: 1" in answer for answer in shed)
 
 
+def test_bodies_that_wait_for_their_turn_count_among_them(server: Running) -> None:
+    with server.connect() as first, server.connect() as second:
+        first.sendall(post("/never") + post("/now", b"x" * 9000))
+        eventually(lambda: server.listener.connections.buffered == 9000, 5)
+        second.sendall(post("/never") + post("/now", b"x" * 9000))
+        assert everything(second) == b""
+
+
 def test_too_many_connections_are_turned_away_and_the_others_served(server: Running) -> None:
     busy = [server.connect() for _ in range(LIMITS.connections)]
     try:
