@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SHELL_SCRIPTS := testbed/setup $(addprefix templates/apiserver/apiserver-,flags pod authorizer) .ci/run
 LOGINS := $(wildcard src/kubectl_keystone_auth/logins/*.sh)
 
-.PHONY: help venv check types unit audit format testbed test demo bench lock
+.PHONY: help venv check types unit audit format testbed test terraform demo bench lock
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ testbed: venv ## install and build the real parts that the demo and the tests ne
 test: check testbed ## every test that can run here (root)
 	EVERY_STEP=1 $(BIN)/pytest tests/unit -m slow --numprocesses 4 --dist worksteal --quiet
 	$(BIN)/pytest tests/functional tests/testbed tests/machine tests/integration --durations=10
+
+terraform: venv ## have OpenTofu validate and plan deploy/terraform (builds it the first time, about 5 minutes)
+	BUILD_OPENTOFU=1 $(BIN)/pytest tests/functional/test_terraform.py
 
 demo: testbed ## the main job from end to end on real parts, told step by step (root)
 	$(BIN)/python -m testbed demo
