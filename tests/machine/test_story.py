@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import keystone_authenticator
 from testbed import users
 from testbed.charmed import API_SERVER
 from testbed.keystone import Project, User
@@ -102,7 +103,7 @@ def test_deploy_and_relate_end_in_an_active_unit_after_exactly_one_restart(story
     unit.deploy(story.stage.charm, {**story.stage.keystone_options, "policy": READERS})
     unit.relate()
     assert unit.status == ("active", "ready: charmed, policy 1 rules")
-    assert unit.workload_version
+    assert unit.workload_version == keystone_authenticator.__version__
     assert lives(story) == before + 1
     announced = [status.message for status in unit.history if status.name == "maintenance"]
     assert any("restarting the API server" in message for message in announced)
