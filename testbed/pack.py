@@ -2,7 +2,8 @@
 
     python3 -m testbed.pack            pack (or find in the cache), check, print the path
     python3 -m testbed.pack --check F  only check that a packed charm has what it needs and nothing else
-    python3 -m testbed.pack --wheels   only check that there are wheels for every base and architecture of the charm
+    python3 -m testbed.pack --wheels   only check that the pins are wheels that fit together on every base of the charm
+    python3 -m testbed.pack --proof    only have charm-tools look at this checkout
 
 charmcraft packs in destructive mode only where the host calls itself the Ubuntu of charmcraft.yaml. Where it is
 another Debian, it runs in a mount namespace of its own with an os-release that says Ubuntu 22.04; nothing outside that
@@ -15,9 +16,11 @@ Not here: the development environment (make venv), and everything else of the te
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -31,10 +34,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from packaging.requirements import Requirement
+import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHARMCRAFT = "4.5.0"
+CHARM_TOOLS = "3.0.9"
 PIP = "25.3"
 """charmcraft wants a newer one than Ubuntu's, and would download it from a fixed address if it found none."""
 INPUTS = (
@@ -43,6 +47,7 @@ INPUTS = (
     "config.yaml",
     "actions.yaml",
     "LICENSE",
+    "copyright",
     "icon.svg",
     "requirements.txt",
     "requirements-authenticator.txt",
@@ -58,6 +63,7 @@ MEMBERS = (
     "actions.yaml",
     "manifest.yaml",
     "LICENSE",
+    "copyright",
     "icon.svg",
     "src/charm.py",
     "src/apiserver/__init__.py",
@@ -71,6 +77,12 @@ LOGINS = "src/kubectl_keystone_auth/logins"
 """All that charm and plug-in have in common: files that both read."""
 SOURCE_ONLY = {"charmhelpers"}
 """Published without a wheel; pure Python, so that packing makes one in a second."""
+PINS = ("requirements.txt", "requirements-authenticator.txt")
+PYTHONS = ("3.10", "3.12")
+"""Those of Ubuntu 22.04 and 24.04."""
+MACHINES = ("x86_64", "aarch64")
+GLIBC = "manylinux_2_35"
+"""Ubuntu 22.04's, the older one."""
 EXECUTABLE = ("dispatch", "src/charm.py", "authenticator/keystone-authenticator")
 TOP_LEVEL = {
     "dispatch",
@@ -80,6 +92,7 @@ TOP_LEVEL = {
     "actions.yaml",
     "manifest.yaml",
     "LICENSE",
+    "copyright",
     "README.md",
     "icon.svg",
     "src",
@@ -189,45 +202,47 @@ def problems(charm: Path) -> list[str]:
     return found
 
 
-def missing_wheels() -> list[str]:
-    """Say which pinned requirement has no wheel for one of the charm's bases; asks the index, installs nothing."""
-    found: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="wheels-") as scratch:
-        for name in ("requirements.txt", "requirements-authenticator.txt"):
-            for version in ("3.10", "3.12"):
-                for machine in ("x86_64", "aarch64"):
-                    pinned = Path(scratch) / name
-                    pinned.write_text("\n".join(_pins(PROJECT / name, version, machine)) + "\n", encoding="utf-8")
-                    tags = ["2014", *(f"_2_{minor}" for minor in range(5, 36))]
-                    platforms = [word for tag in tags for word in ("--platform", f"manylinux{tag}_{machine}")]
-                    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-                    command += ["--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:"]
-                    command += [
-                        "--python-version",
-                        version,
-                        *platforms,
-                        "--target",
-                        scratch,
-                        "--requirement",
-                        str(pinned),
-                    ]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-                    if done.returncode != 0:
-                        reason = done.stderr.strip().rpartition("\n")[2]
-                        found.append(f"{name}, Python {version}, {machine}: {reason}")
-    return found
+def proof() -> list[str]:
+    """Say what `charm proof` finds in this checkout, its remarks ("I:") left out.
+
+    It knows nothing of `dispatch` (Juju 2.8), by which a charm's one program runs every action too, and misses a
+    program in `actions/` for each. That is left out as well, for those that actions.yaml has.
+    """
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    program = _tool(folder, "charm-tools", CHARM_TOOLS) / "charm-proof"
+    done = subprocess.run([str(program), str(PROJECT)], capture_output=True, text=True, check=False, timeout=120)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    if done.returncode not in {0, 100, 200}:  # nothing, warnings, errors
+        return [f"charm proof ended with {done.returncode}: {(done.stderr or done.stdout).strip()}"]
+    actions = yaml.safe_load((PROJECT / "actions.yaml").read_text(encoding="utf-8"))
+    expected = {f"W: actions.{name}: actions/{name} does not exist" for name in actions}
+    return [f"charm proof, {line}" for line in lines if not line.startswith("I:") and line not in expected]
 
 
-def _pins(path: Path, version: str, machine: str) -> list[str]:
-    """Give the pins that count on another Python and machine; pip judges markers by the one it runs on."""
-    environment = {"python_version": version, "python_full_version": f"{version}.0", "platform_machine": machine}
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    wanted = [Requirement(line) for line in lines if line]
-    return [
-        f"{item.name}{item.specifier}"
-        for item in wanted
-        if item.name not in SOURCE_ONLY and (item.marker is None or item.marker.evaluate(environment))
-    ]
+def unresolved() -> list[str]:
+    """Say for which of the charm's bases the pins are no whole set of wheels; asks the index, installs nothing.
+
+    That is where a wheel is missing, where two pins contradict each other, and where one needs what is not pinned.
+    """
+    wanted = itertools.product(PINS, PYTHONS, MACHINES)
+    with concurrent.futures.ThreadPoolExecutor() as side_by_side:  # nearly all of it is waiting for the index
+        return [found for found in side_by_side.map(lambda one: _resolve(*one), wanted) if found]
+
+
+def _resolve(name: str, python: str, machine: str) -> str:
+    """Resolve one file of pins as it would be on a base; uv judges markers and wheels by that one, pip by its own."""
+    place = f"{name}, Python {python}, {machine}"
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+    command += [f"--python-version={python}", f"--python-platform={machine}-{GLIBC}", "--only-binary=:all:"]
+    command += [f"--no-binary={package}" for package in SOURCE_ONLY]
+    done = subprocess.run([*command, str(PROJECT / name)], capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode != 0:
+        return f"{place}: {done.stderr.strip()}"
+    lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("#")[0].partition(";")[0].strip() for line in lines}
+    needed = sorted(set(done.stdout.split()) - pinned)
+    return f"{place}: needs what is not pinned: {', '.join(needed)}" if needed else ""
 
 
 def unpack(charm: Path, folder: Path) -> None:
@@ -310,18 +325,23 @@ def _charmcraft(folder: Path) -> Path:
         _say(f"installing {', '.join(missing)}")
         _run(["apt-get", "update", "-qq"], folder / "apt.log")
         _run(["apt-get", "install", "-y", "-qq", *missing], folder / "apt.log", {"DEBIAN_FRONTEND": "noninteractive"})
-    home = folder / f"charmcraft-{CHARMCRAFT}-{_python_version().split()[1]}"
-    program = home / "bin" / "charmcraft"
+    # Only python3-apt of the system's packages: with all of them, an older pyOpenSSL breaks charmcraft's imports.
+    return _tool(folder, "charmcraft", CHARMCRAFT, "apt*") / "charmcraft"
+
+
+def _tool(folder: Path, name: str, version: str, system: str = "") -> Path:
+    """Install a tool into the cache, with the system's packages that a pattern finds; give its programs' folder."""
+    home = folder / f"{name}-{version}-{_python_version().split()[1]}"
+    log = folder / f"{name}.log"
     if not (home / ".done").exists():
-        _say(f"installing charmcraft {CHARMCRAFT} into the cache (about 30 s)")
+        _say(f"installing {name} {version} into the cache (about 30 s)")
         shutil.rmtree(home, ignore_errors=True)
-        _run([SYSTEM_PYTHON, "-m", "venv", str(home)], folder / "charmcraft.log")
-        _run([str(home / "bin" / "pip"), "install", "--quiet", f"charmcraft=={CHARMCRAFT}"], folder / "charmcraft.log")
-        # Only python3-apt of the system's packages: with all of them, an older pyOpenSSL breaks charmcraft's imports.
-        for item in Path("/usr/lib/python3/dist-packages").glob("apt*"):
+        _run([SYSTEM_PYTHON, "-m", "venv", str(home)], log)
+        _run([str(home / "bin" / "pip"), "install", "--quiet", f"{name}=={version}"], log)
+        for item in Path("/usr/lib/python3/dist-packages").glob(system) if system else ():
             next(home.glob("lib/python3*/site-packages")).joinpath(item.name).symlink_to(item)
         (home / ".done").touch()
-    return program
+    return home / "bin"
 
 
 def _run_charmcraft(charmcraft: Path, tree: Path, log: Path) -> Path:
@@ -420,16 +440,21 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m testbed.pack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", type=Path, metavar="CHARM", help="only check a packed charm")
-    parser.add_argument("--wheels", action="store_true", help="only check that every base has its wheels")
+    parser.add_argument("--wheels", action="store_true", help="only check that the pins resolve on every base")
+    parser.add_argument("--proof", action="store_true", help="only have charm-tools look at this checkout")
     arguments = parser.parse_args()
     try:
-        if arguments.check:
+        if arguments.proof:
+            if found := proof():
+                raise PackError("\n  ".join(["charm-tools is not content:", *found]))
+            _say("charm proof has nothing to say")
+        elif arguments.check:
             _raise_for(problems(arguments.check))
             _say(f"{arguments.check} has what it needs and nothing else")
         elif arguments.wheels:
-            if found := missing_wheels():
-                raise PackError("no wheels for:\n  " + "\n  ".join(found))
-            _say("every requirement has wheels for Ubuntu 22.04 and 24.04 on amd64 and arm64")
+            if found := unresolved():
+                raise PackError("the pins do not resolve:\n  " + "\n  ".join(found))
+            _say("the pins are whole sets of wheels for Ubuntu 22.04 and 24.04 on amd64 and arm64")
         else:
             print(pack())
     except PackError as error:

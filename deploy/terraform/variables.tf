@@ -4,8 +4,15 @@ variable "model_uuid" {
 }
 
 variable "keystone_url" {
-  description = "Keystone's identity endpoint, for example https://keystone.example:5000/v3."
+  description = "Keystone's identity endpoint, for example https://keystone.example:5000/v3; none where Keystone's own charm tells it."
   type        = string
+  default     = null
+}
+
+variable "integrations" {
+  description = "Further relations, by this charm's endpoint, for example { keystone-credentials = { name = \"keystone\", endpoint = \"identity-credentials\" } }."
+  type        = map(object({ name = string, endpoint = string }))
+  default     = {}
 }
 
 variable "control_plane" {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+import keystone_authenticator
 from testbed.charmed import API_SERVER
 from testbed.keystone import Project, User
 from testbed.stage import Stage
@@ -91,6 +92,7 @@ def test_before_the_charm_a_keystone_user_is_nobody(story: Story) -> None:
 def test_deploy_and_relate_end_in_an_active_unit_after_exactly_one_restart(story: Story) -> None:
     unit, before = story.stage.unit, lives(story)
     scenarios.two_commands_end_in_active_units(story.told)
+    assert unit.workload_version == keystone_authenticator.__version__
     assert lives(story) == before + 1
     announced = [status.message for status in unit.history if status.name == "maintenance"]
     assert any("restarting the API server" in message for message in announced)

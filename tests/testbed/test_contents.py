@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from license_expression import get_spdx_licensing
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,6 +23,10 @@ COMPATIBLE = {
     "PSF-2.0",
 }  # fmt: skip
 """Licences whose works may be shipped beside ours, as they are (MPL-2.0: certifi's list of CAs, unchanged)."""
+COMPILED_IN = {*COMPATIBLE, "Apache-2.0 WITH LLVM-exception", "Unicode-3.0", "Unicode-DFS-2016", "Zlib"}
+OURS = {"Apache-2.0", "Apache-2.0 WITH LLVM-exception"}
+"""Licences whose text every charm has, as its own."""
+LICENSING = get_spdx_licensing()
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +63,110 @@ def _requirement(line: str) -> Requirement:
     return Requirement(line.partition("#")[0])
 
 
+def allows(licence: str, ids: set[str]) -> bool:
+    """Say whether an SPDX expression can be kept with these licences alone."""
+
+    def holds(expression: Any) -> bool:
+        if isinstance(expression, LICENSING.OR):
+            return any(map(holds, expression.args))
+        if isinstance(expression, LICENSING.AND):
+            return all(map(holds, expression.args))
+        return str(expression) in ids
+
+    return holds(LICENSING.parse(licence, validate=True))
+
+
+def test_nothing_compiled_is_packed_that_nobody_looked_into(charm):
+    assert contents.not_looked_at(charm) == []
+
+
+def test_what_nobody_looked_into_is_named(charm, monkeypatch):
+    looked_at = {**contents.LOOKED_AT, "uvloop": contents.Compiled("uvloop", ("0.1",))}
+    del looked_at["yarl"]
+    monkeypatch.setattr(contents, "LOOKED_AT", looked_at)
+
+    missing, other = reversed(contents.not_looked_at(charm))
+
+    assert missing.startswith("yarl has a compiled library: look up what is linked into it")
+    assert other.endswith("what is linked into it was looked up for 0.1")
+
+
+def test_what_is_compiled_in_may_be_shipped_and_has_its_licence_with_it(charm):
+    named = set(re.findall(r"[\w-]+", (pack.PROJECT / "copyright").read_text()))
+    inside = [(one, part) for one in contents.third_parties(charm) for part in one.inside]
+
+    assert {"openssl", "pyo3", "libuv", "libyaml", "libffi"} <= {part.name for _, part in inside}
+    assert [part for _, part in inside if not allows(part.licence, COMPILED_IN)] == []
+    assert [
+        part
+        for one, part in inside
+        if not allows(part.licence, OURS)
+        and part.name not in named
+        and not any(part.name in text for text in one.texts)
+    ] == []
+
+
+def test_the_libraries_that_tell_are_of_the_versions_that_were_looked_up(charm, tmp_path):
+    pack.unpack(charm, tmp_path)
+    ask = {
+        "authenticator/lib": "from uvloop.loop import libuv_get_version as v; print(*v().to_bytes(3, 'big'))",
+        "venv": "import yaml._yaml as y, backports.zstd as z; print(*y.get_version(), *z.zstd_version_info)",
+    }
+    told = [
+        subprocess.run(
+            [pack.SYSTEM_PYTHON, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / tree)!r}); {code}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for tree, code in ask.items()
+    ]
+
+    versions = {part.name: part.version for one in contents.third_parties(charm) for part in one.inside}
+    expected = (versions["libuv"], f"{versions['libyaml']}.{versions['zstd']}")
+    assert [".".join(numbers) for numbers in told] == list(expected)
+
+
 def test_the_bill_of_materials_is_a_valid_one_and_names_them_all(charm):
     text = contents.bill_of_materials(charm)
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    named = {(one["group"], one["name"], one["version"]) for one in json.loads(text)["components"]}
+    listed = json.loads(text)["components"]
+    named = {(one["group"], one["name"], one["version"]) for one in listed}
     assert named == {(one.tree, one.name, one.version) for one in contents.third_parties(charm)}
+    assert {"openssl", "jiter", "libuv"} <= {part["name"] for one in listed for part in one["components"]}
+
+
+def test_the_pins_are_whole_sets_of_wheels_on_every_base_and_architecture():
+    assert pack.unresolved() == []
+
+
+@pytest.mark.parametrize(
+    ("pin", "what"),
+    [
+        ("uvloop==0.17.0", "uvloop==0.17.0 has no usable wheels"),
+        ("jinja2==3.1.6", "needs what is not pinned: markupsafe=="),
+        ("jinja2==3.1.6\nmarkupsafe==1.1.1", "Because jinja2"),
+    ],
+)
+def test_a_pin_that_does_not_resolve_is_named_with_file_and_place(monkeypatch, tmp_path, pin, what):
+    for name, value in {
+        "PROJECT": tmp_path,
+        "PINS": ("some.txt",),
+        "PYTHONS": ("3.12",),
+        "MACHINES": ("aarch64",),
+    }.items():
+        monkeypatch.setattr(pack, name, value)
+    (tmp_path / "some.txt").write_text(f"{pin}\n")
+
+    (problem,) = pack.unresolved()
+
+    assert problem.startswith("some.txt, Python 3.12, aarch64: ")
+    assert what in problem
+
+
+def test_charm_proof_finds_nothing_but_what_it_does_not_know():
+    assert pack.proof() == []
 
 
 def test_two_packs_of_one_checkout_have_the_same_content(charm, tmp_path):

@@ -392,6 +392,16 @@ def test_flags_that_nobody_wants_go_out(machine: Machine, kubelet: Kubelet) -> N
     assert machine.text == before
 
 
+def test_flags_of_a_newer_charm_whose_file_is_of_another_format_go_out(machine: Machine, kubelet: Kubelet) -> None:
+    before = machine.text
+    apply(machine)
+    wanted = machine.place.wanted
+    wanted.write_text(wanted.read_text().replace("wanted 1\n", "wanted 2\n", 1))
+    machine.script("look", "0")
+    assert machine.text == before
+    assert apply(machine), "and ours come back by a trial"
+
+
 # ---- the authenticator
 
 

@@ -382,6 +382,16 @@ def test_half_a_wanted_file_is_none(tree: Tree) -> None:
     assert wanted.read(tree.place) is None
 
 
+@every_shell
+def test_a_wanted_file_of_another_format_is_none(tree: Tree, shell: str) -> None:
+    tree.want(authorization=True)
+    text = tree.place.wanted.read_text()
+    tree.place.wanted.write_text(text.replace("wanted 1\n", "wanted 2\n", 1))
+    tree.script("start", shell)
+    assert not tree.wired
+    assert wanted.read(tree.place) is None
+
+
 # ---- killed, stuck, or on its own
 
 

@@ -71,6 +71,18 @@ def test_a_second_apply_changes_nothing_and_asks_nobody(machine: Machine) -> Non
     assert machine.systemd.process is process
 
 
+def test_after_a_newer_charm_whose_file_is_of_another_format_ours_come_back_by_a_trial(machine: Machine) -> None:
+    apply(machine)
+    path = machine.place.wanted
+    path.write_text(path.read_text().replace("wanted 1", "wanted 2", 1))
+    machine.systemd.systemctl(["restart", machine.layout.service])
+    assert not machine.wired, "nothing is put in that is not understood"
+
+    assert apply(machine)
+    assert machine.in_force
+    assert machine.wanted.stage is wanted.Stage.CONFIRMED
+
+
 def test_a_changed_kubeconfig_needs_a_restart_although_no_flag_changes(machine: Machine) -> None:
     apply(machine)
     assert apply(machine, content="another certificate")

@@ -46,8 +46,13 @@ def test_the_overlay_relates_the_charms_endpoint_to_one_that_every_charm_has():
     overlay = read(DEPLOY / "overlay.yaml")
     application = overlay["applications"][METADATA["name"]]
 
+    assert set(overlay) == {"applications", "relations"}
+    assert list(overlay["applications"]) == [METADATA["name"]], "the bundle's own are left as they are"
+    # A subordinate: no units, machines or constraints, see https://documentation.ubuntu.com/juju/latest/reference/bundle/
+    assert set(application) == {"charm", "channel", "options"}
+    assert application["charm"] == METADATA["name"]
+    assert re.fullmatch(r"[a-z0-9.]+/(edge|beta|candidate|stable)", application["channel"])
     check(application["options"])
-    assert "num_units" not in application
     assert overlay["relations"] == [["kubernetes-control-plane:juju-info", f"{METADATA['name']}:{ENDPOINT}"]]
     assert METADATA["requires"][ENDPOINT]["interface"] == "juju-info"
 
@@ -60,12 +65,25 @@ def module() -> dict[str, Any]:
         for kind, blocks in hcl2.loads(path.read_text()).items():
             for block in blocks if kind in {"variable", "resource", "output"} else ():
                 (label, body), *_ = block.items()
-                found[f"{kind} {_bare(label)}"] = body
+                found.setdefault(f"{kind} {_bare(label)}", {}).update(body)
     return found
 
 
 def _bare(text: str) -> str:
     return text.strip('"')
+
+
+def test_further_relations_of_the_terraform_module_are_to_the_charms_own_endpoints(module):
+    other = module["resource juju_integration"]['"other"']
+    readme = (DEPLOY / "README.md").read_text()
+
+    (_, ours) = other["application"]
+    assert (ours["name"], ours["endpoint"]) == (
+        "${juju_application.kubernetes_keystone.name}", "${each.key}",
+    )  # fmt: skip
+    shown = set(re.findall(r"^ {8}([a-z-]+) += \{ name", readme, re.MULTILINE))
+    assert len(shown) > 1
+    assert shown <= {*METADATA["requires"], *METADATA["provides"]}
 
 
 def test_the_terraform_module_deploys_and_relates_as_the_two_commands_do(module):

@@ -614,6 +614,32 @@ def test_an_upgrade_brings_the_new_program_and_keeps_the_one_before(unit, machin
     assert {path.name for path in machine.places.opt.iterdir()} == {"current", second, third}
 
 
+def test_juju_status_shows_the_version_of_the_service_that_runs(unit):
+    unit.run()
+
+    assert unit.state.workload_version == "1.2.3"
+
+
+def test_the_way_back_to_the_charm_before_takes_the_program_that_is_still_there(unit, machine):
+    from tests.unit.charm.conftest import ship
+
+    unit.run()
+    first = (machine.places.opt / "current").resolve().name
+    older = {path: path.read_bytes() for path in machine.places.charm.rglob("*") if path.is_file()}
+    ship(machine.places.charm, "2.0.0")
+    unit.run("upgrade_charm")
+    settings = json.loads(machine.places.settings.read_text())
+    machine.places.settings.write_text(json.dumps({**settings, "of-a-newer-charm": True}))
+    machine.forget_calls()
+    for path, content in older.items():
+        path.write_bytes(content)
+
+    assert isinstance(unit.run("upgrade_charm"), ops.ActiveStatus)
+    assert (machine.places.opt / "current").resolve().name == first
+    assert json.loads(machine.places.settings.read_text()) == settings
+    assert machine.calls.count(f"restart {authenticator.SERVICE}") == 1
+
+
 def test_a_charm_that_died_between_writing_and_restarting_still_owes_the_restart(unit, machine):
     unit.run()
     (machine.places.state / "started").unlink()

@@ -607,6 +607,18 @@ def test_what_an_older_charm_had_is_not_forgotten_by_an_upgrade(unit, machine, s
     assert f"expected {sha256(elf('one'))}" in unit.configure(k8s_keystone_auth_url=f"{site.url}/y").run().message
 
 
+def test_what_a_newer_charm_wrote_besides_is_not_in_the_way_back(unit, machine, site, program):
+    site.files |= {"/x": elf("one"), "/y": elf("two")}
+    unit.configure(k8s_keystone_auth_url=f"{site.url}/x").run()
+    record = machine.places.state / "upstream.json"
+    content = json.loads(record.read_text())
+    newer = {**content, "format": 2, "versions": [{**one, "signed-by": "somebody"} for one in content["versions"]]}
+    record.write_text(json.dumps(newer))
+
+    assert isinstance(unit.run("upgrade_charm"), ops.ActiveStatus)
+    assert f"expected {sha256(elf('one'))}" in unit.configure(k8s_keystone_auth_url=f"{site.url}/y").run().message
+
+
 # -- downloads that break off
 
 
