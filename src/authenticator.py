@@ -193,7 +193,7 @@ def shipped_version(places: Places) -> str:
     """Give the version of the tree that the charm ships: the program's own and a hash over all its files."""
     tree = places.charm / "authenticator"
     own = re.search(
-        r"""__version__\s*=\s*["']([0-9A-Za-z.+-]+)["']""", _read(tree / "lib/keystone_authenticator/__init__.py")
+        r"""__version__\s*=\s*["']([0-9A-Za-z.+-]+)["']""", files.text(tree / "lib/keystone_authenticator/__init__.py")
     )
     if own is None:
         raise WorkloadError(f"{tree} holds no authenticator: this charm was not packed with charmcraft.yaml's parts")
@@ -411,16 +411,16 @@ def remove_unused_inputs(places: Places, config: CharmConfig) -> None:
 def in_force(places: Places) -> InForce:
     """Give what was put in force last, as far as a change of it needs care."""
     try:
-        settings: dict[str, Any] = json.loads(_read(places.settings) or "{}")
+        settings: dict[str, Any] = json.loads(files.text(places.settings) or "{}")
     except ValueError:
         settings = {}
     return InForce(
         listen=settings.get("listen", ""),
         keystone_url=(settings.get("keystone") or {}).get("url", ""),
-        keystone_ca=_read(places.keystone_ca) if (settings.get("keystone") or {}).get("ca") else "",
+        keystone_ca=files.text(places.keystone_ca) if (settings.get("keystone") or {}).get("ca") else "",
         authentication_url=(settings.get("authentication_backend") or {}).get("url", ""),
         authorization_url=(settings.get("authorization_backend") or {}).get("url", ""),
-        backend_ca=_read(places.backend_ca),
+        backend_ca=files.text(places.backend_ca),
         policy=bool(settings.get("policy")),
         chained=bool(settings.get("chained")),
     )
@@ -471,7 +471,7 @@ def start(places: Places, listen: Listen, *, bypass: bool) -> None:
     moved = not (places.units / SOCKET).exists() or (places.units / SOCKET).read_bytes() != socket_unit
     listening = host.is_active(SOCKET) and not moved
     running = host.is_active(SERVICE)
-    if listening and running and _read(started) == fingerprint:
+    if listening and running and files.text(started) == fingerprint:
         return
     if not listening and (running or host.is_active(SOCKET)):
         host.systemctl("stop", SERVICE, SOCKET)
@@ -516,11 +516,11 @@ def wait_until_in_force(places: Places, tls: Tls | None = None, seconds: float |
     Raises:
         WorkloadError: it refuses one of them, or has not read them in time.
     """
-    want = {"settings": _hash(places.settings)}
+    want = {"settings": files.sha256(places.settings)}
     if in_force(places).policy:
-        want["policy"] = _hash(places.policy)
+        want["policy"] = files.sha256(places.policy)
     if tls is not None:
-        want["tls"] = _hash(tls.server.certificate)
+        want["tls"] = files.sha256(tls.server.certificate)
     return _eventually(lambda: _in_force(want), HEALTH_SECONDS if seconds is None else seconds)
 
 
@@ -698,17 +698,6 @@ def _eventually(attempt: Callable[[], Any], seconds: float) -> Any:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0.05)
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
 
 
 def _last_line(text: str) -> str:

@@ -39,7 +39,8 @@ def _told(binding: dict[str, Any]) -> Iterator[str]:
         name = subject["name"]
         if subject["kind"] in {"User", "Group"} and not name.startswith(_NOT_BARE):
             who = f"{subject['kind'].lower()} {printable(name)}"
-            yield f"{who}: {where}{metadata['name']} gives {role['kind']} {role['name']}"
+            # Names of bindings and roles may have any characters but / and %.
+            yield f"{who}: {where}{printable(metadata['name'])} gives {role['kind']} {printable(role['name'])}"
 
 
 def _all(session: requests.Session, url: str, kind: str) -> Iterator[dict[str, Any]]:

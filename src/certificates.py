@@ -201,6 +201,8 @@ def _checked(given: _Certificate, key: PrivateKey, listen: Listen, now: datetime
     above = pki.path(leaf, among)
     if not above:
         raise _NotUsed("its CA has not signed it")
+    if not all(map(pki.is_common, above)):
+        raise _NotUsed("its CA has a key of a kind that an API server does not know")
     server = pki.load(b"".join(map(pki.pem, (leaf, *above))), str(key).encode("ascii"))
     if server is None:
         raise _NotUsed("it is for another key than the one that was asked for")

@@ -6,6 +6,7 @@ Not here: what the files say.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -172,6 +173,23 @@ def open_plain(root: Path, path: Path) -> IO[bytes]:
         return os.fdopen(os.dup(at), "rb")
     finally:
         os.close(at)
+
+
+def text(path: Path) -> str:
+    """Give what is in a file; nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def sha256(path: Path) -> str:
+    """Give the checksum of a file, which may be a large one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def folder(path: Path, mode: int, group: int | None = None) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -119,6 +119,14 @@ def names(certificate: x509.Certificate, hosts: Iterable[str]) -> bool:
     except x509.ExtensionNotFound:
         has = x509.SubjectAlternativeName([])
     return {_general_name(host) for host in hosts} <= set(has)
+
+
+def is_common(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate has a key of a kind that every client knows; Go's has no other curves than these."""
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.curve.name in ("secp256r1", "secp384r1", "secp521r1")
+    return isinstance(key, (rsa.RSAPublicKey, ed25519.Ed25519PublicKey))
 
 
 def refusal(server: Issued, anchors: Sequence[x509.Certificate], host: str) -> str:

@@ -105,12 +105,12 @@ def ensure(
     if url.startswith("oci://"):
         sha256 = Reference.parse(url).digest.partition(":")[2] or sha256
     elif config.resource is not None and not sha256:
-        sha256 = _sha256(config.resource)
+        sha256 = files.sha256(config.resource)
     kept = _kept(places)
     for record in kept:
         if record.sha256 == sha256 if sha256 else record.url == url:
             program = _program(places, record)
-            if program.exists() and _sha256(program) == record.binary:
+            if program.exists() and files.sha256(program) == record.binary:
                 return Installed(program, record.model_copy(update={"url": url}))
     # Trust on first use: until the option names another, only what was first put in force is taken, whatever the URL.
     expected = sha256 or (kept[0].sha256 if kept else "")
@@ -124,7 +124,7 @@ def ensure(
             binary = Path(scratch) / BINARY
             got = _get(places, config, granted, expected, downloads, binary)
             _check_machine(binary, OPTION if config.k8s_keystone_auth_url else f"resource {RESOURCE}")
-            record = Record(url=url, sha256=got, binary=_sha256(binary))
+            record = Record(url=url, sha256=got, binary=files.sha256(binary))
             program = _program(places, record)
             files.folder(program.parent, 0o755)
             binary.chmod(0o755)
@@ -167,7 +167,7 @@ def start(places: Places, config: CharmConfig, tls: Tls, installed: Installed, *
     for port in sorted(UPSTREAM_PORTS, key=lambda port: port != now):
         unit, fingerprint = _unit(places, config, tls, installed, port, with_policy=with_policy)
         backend = Backend(_url(port), tls.ca)
-        if host.is_active(service(port)) and _read(_started(places, service(port))) == fingerprint:
+        if host.is_active(service(port)) and files.text(_started(places, service(port))) == fingerprint:
             return backend
         if port == now:
             continue
@@ -229,7 +229,7 @@ def _get(places: Places, config: CharmConfig, granted: Secret, expected: str, do
     """Have the binary from where the options say, and give the checksum (hex) of what they name."""
     url = config.k8s_keystone_auth_url
     if config.resource is not None:
-        got = _sha256(config.resource)
+        got = files.sha256(config.resource)
         _check_sum(config, got, expected, f"the resource {RESOURCE}")
         archive.extract(config.resource, binary, f"resource {RESOURCE}")
         return got
@@ -255,7 +255,7 @@ def _get(places: Places, config: CharmConfig, granted: Secret, expected: str, do
                 web.fetch(url, download, MOST_BYTES)
             except Answered as answered:
                 raise ConfigError(OPTION, str(answered)) from None
-    got = _sha256(download)
+    got = files.sha256(download)
     _check_sum(config, got, expected, shown(url))
     archive.extract(download, binary)
     return got
@@ -435,18 +435,3 @@ def _program(places: Places, record: Record) -> Path:
 def _started(places: Places, unit: str) -> Path:
     """Give the file that says what a unit was started with; written when it has answered."""
     return places.state / f"started-{unit}"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

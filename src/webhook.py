@@ -116,11 +116,13 @@ def ensure_tls(
             # its key can read the CA's.
             have = pki.issue(subject, authority, hosts, LEAF_LIFE if hosts else CA_LIFE, now)
         _save(pair, have, mode, group)
-    # They are trusted no longer than somebody may still show a certificate of theirs.
-    shown = known is None or known.shows_only(made.client.certificate.read_bytes())
+    # Those before it are trusted as long as somebody may still show a certificate of theirs: an API server, or for the
+    # rest of the hook that makes a new one, a k8s-keystone-auth behind the endpoint.
+    done = known is None or known.shows_only(made.client.certificate.read_bytes())
     earlier = [one for one in before if one != authority.certificate and pki.part_left(one, now) > 0]
+    kept = [] if done and authority.certificate in before else earlier
     files.write(_pair(places, "ca").key, authority.key_pem, 0o600)
-    files.write(made.ca, b"".join(map(pki.pem, (authority.certificate, *([] if shown else earlier)))), 0o640, group)
+    files.write(made.ca, b"".join(map(pki.pem, (authority.certificate, *kept))), 0o640, group)
     _Endpoint(made, listen, group, now, authority, before, offer, known).settle()
     return made
 
@@ -347,9 +349,8 @@ class _Endpoint:
         anchor = self._anchor(wanted) or own
         kept = self._anchor(now) if works else None
         self._make_known([own, *([kept] if kept else []), anchor])
-        if now is not None and now.shown == wanted.shown:
-            self._drop_coming()
-        elif self.known is None or anchor in common or not (works or own in common):
+        stays = now is not None and now.shown == wanted.shown
+        if stays or self.known is None or anchor in common or not (works or own in common):
             self._put(made.server, wanted)
             self._drop_coming()
         else:

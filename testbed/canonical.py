@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 from collections.abc import Mapping
 
 import yaml
@@ -27,10 +26,6 @@ FOLDER = f"{COMMON}/args/kube-apiserver.args.d"
 STATE = f"{COMMON}/var/lib/k8sd/state"
 WEBHOOK = f"{COMMON}/args/conf.d/auth-token-webhook.conf"
 PKI = "/etc/kubernetes/pki"
-
-
-def _token(username: str, *groups: str) -> ClusterToken:
-    return ClusterToken(username, groups, f"token::{secrets.token_hex(20)}")
 
 
 class Canonical(Cluster):
@@ -52,8 +47,8 @@ class Canonical(Cluster):
         self.args_path = f"{FOLDER}/00-snap-managed" if folder else ARGS
         self._charms_path = f"{FOLDER}/01-charm-managed" if folder else ARGS
         self.tokens = {
-            "admin": _token("operator", "system:masters"),
-            "kubelet": _token(f"system:node:{NODE}", "system:nodes"),
+            "admin": ClusterToken.of("operator", "system:masters"),
+            "kubelet": ClusterToken.of(f"system:node:{NODE}", "system:nodes"),
         }
 
     def _install(self) -> None:

@@ -45,6 +45,11 @@ class ClusterToken:
     groups: tuple[str, ...]
     token: str
 
+    @classmethod
+    def of(cls, username: str, *groups: str) -> ClusterToken:
+        """Make one of the shape that k8sd's have."""
+        return cls(username, groups, f"token::{secrets.token_hex(20)}")
+
 
 class Cluster(abc.ABC):
     """A machine with a control plane, up and ready inside the context.

@@ -243,5 +243,5 @@ def run() -> None:
             raise TestbedError(f"that is not what was promised: {json.dumps(outcome.lost)}")
     print(
         f"\nThat was it ({time.monotonic() - began:.0f} s); everything is cleaned up. To try things by hand, with the "
-        f"same parts and a prompt for juju's commands:\n\n    {Path(sys.executable)} -m testbed up\n"
+        f"same parts and a shell for such commands:\n\n    {Path(sys.executable)} -m testbed up\n"
     )

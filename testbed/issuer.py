@@ -32,9 +32,9 @@ class Signer:
     above: tuple[x509.Certificate, ...] = ()
 
     @classmethod
-    def make(cls, name: str = "a CA", by: Signer | None = None) -> Signer:
+    def make(cls, name: str = "a CA", by: Signer | None = None, curve: type[ec.EllipticCurve] = ec.SECP256R1) -> Signer:
         """Make one, signed by itself or by another."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = ec.generate_private_key(curve())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, subject if by is None else by.certificate.subject, key.public_key(), 3650 * _DAY)
         builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)

@@ -534,7 +534,7 @@ class Juju:
     def _status(self, words: list[str]) -> None:
         known = {"format": {"default": "tabular"}, "relations": SWITCH, "integrations": SWITCH}
         asked = _Parser("status", "selectors*", **known).parse_args(words)
-        status = self.status()
+        status = self._matching(asked.selectors)
         if asked.format == "json":
             self._output.append(json.dumps(status))
         elif asked.format == "yaml":
@@ -543,6 +543,18 @@ class Juju:
             self._output.append(tabular(status))
         else:
             raise Refused(f"juju status --format {asked.format}")
+
+    def _matching(self, selectors: Sequence[str]) -> dict[str, Any]:
+        """Give the status of what is asked for; a subordinate is shown beside its principal."""
+        status, wanted = self.status(), {one.partition("/")[0] for one in selectors}
+        if not wanted:
+            return status
+        found = {name: one for name, one in status["applications"].items() if name in wanted}
+        beside = {name for one in found.values() for name in one.get("subordinate-to", [])}
+        shown = {name: one for name, one in status["applications"].items() if name in wanted | beside}
+        if not shown:
+            self._errors.append("Nothing matched specified filters.")
+        return status | {"applications": shown}
 
     def status(self) -> dict[str, Any]:
         """Give what `juju status --format=json` has; of its fields those that are used."""

@@ -12,7 +12,7 @@ import sys
 
 import yaml
 
-from testbed import users
+from testbed import setup, users
 from testbed.cache import say
 from testbed.keystone import ApplicationCredential, Keystone
 from testbed.shell import Shell
@@ -20,14 +20,15 @@ from testbed.stage import Stage
 
 INTRODUCTION = """
 A control plane of Charmed Kubernetes at {server}, a Keystone at {keystone}, and no charm yet.
-This is a shell in {home}; everything ends when it does (exit, or Ctrl-D).
+This is a shell in {home}; everything ends when it does (exit, or Ctrl-D). What the tutorial tells you
+to type works here, with this Keystone's URL in the place of its example's. It begins with:
 
     juju deploy kubernetes-keystone --config keystone-url={keystone} --config keystone-ca=@keystone-ca.pem
     juju add-relation kubernetes-master kubernetes-keystone
 
   juju        takes what the tutorial and the README have of it; its commands return when their hooks have run
-  kubectl     is the cluster's administrator; with --kubeconfig alice it is alice, a member of the project demo
-  openstack   is Keystone's administrator; with --os-cloud alice it is alice
+  kubectl     is the cluster's administrator; with --kubeconfig bob it is bob, a member of the project lab
+  openstack   is Keystone's administrator; with --os-cloud bob it is bob
   machine     a shell on the control plane's machine; machine COMMAND runs one
 """
 
@@ -53,6 +54,7 @@ def furnish(shell: Shell, stage: Stage) -> None:
     (shell.home / ".kube" / "config").write_bytes(admin.read_bytes())
     (shell.home / ".config" / "openstack" / "clouds.yaml").write_text(clouds(stage.keystone))
     (shell.home / "keystone-ca.pem").write_bytes(stage.keystone.ca.read_bytes())
+    (shell.home / "kubernetes-keystone").symlink_to(setup.HERE.parent)
     machine = shell.programs / "machine"
     there = shlex.join(stage.machine.command())
     machine.write_text(f'#!/bin/sh\n[ "$#" -gt 0 ] || set -- bash -l\nexec {there} "$@"\n')
@@ -65,12 +67,10 @@ def run() -> None:
     with Stage() as stage, Shell(stage.juju, stage.cluster.folder / "shell") as shell:
         furnish(shell, stage)
         keystone, cluster = stage.keystone, stage.cluster
-        project = keystone.project("demo")
-        alice = keystone.member("alice", project)
-        credential = keystone.application_credential(alice, project)
-        kubeconfig = users.hand_out(credential, keystone, cluster)
-        (shell.home / "alice").write_bytes(kubeconfig.read_bytes())
-        (shell.home / ".config" / "openstack" / "clouds.yaml").write_text(clouds(keystone, alice=credential))
+        project = keystone.project("lab")  # the tutorial makes a project and a user of its own
+        credential = keystone.application_credential(keystone.member("bob", project), project)
+        (shell.home / "bob").write_bytes(users.hand_out(credential, keystone, cluster).read_bytes())
+        (shell.home / ".config" / "openstack" / "clouds.yaml").write_text(clouds(keystone, bob=credential))
         cluster.pod("default", "hello")
         print(INTRODUCTION.format(server=cluster.server, keystone=keystone.url, home=shell.home), flush=True)
         prompt = {"PS1": "testbed:\\w$ ", "OS_CLOUD": "admin"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 from pathlib import Path
 
 import yaml
@@ -25,10 +24,6 @@ MANIFEST = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 KUBELET = "kubelet.service"
 WEBHOOK = "token-webhook.service"
 PKI = "/etc/kubernetes/pki"
-
-
-def _token(username: str, *groups: str) -> ClusterToken:
-    return ClusterToken(username, groups, f"token::{secrets.token_hex(20)}")
 
 
 class StaticPod(Cluster):
@@ -55,8 +50,8 @@ class StaticPod(Cluster):
         }
         """The pod's volumes, by name: the machine's path and the pod's."""
         self.tokens = {
-            "admin": _token("operator", "system:masters"),
-            "kubelet": _token(f"system:node:{NODE}", "system:nodes"),
+            "admin": ClusterToken.of("operator", "system:masters"),
+            "kubelet": ClusterToken.of(f"system:node:{NODE}", "system:nodes"),
         }
 
     def _install(self) -> None:

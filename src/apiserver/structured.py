@@ -41,7 +41,7 @@ NAME = "kubernetes-keystone"
 """Of our entry; the API server's metrics bear it."""
 VERSIONS = ("v1", "v1beta1", "v1alpha1")
 _GROUP = "apiserver.config.k8s.io"
-_PREFIX = f"{NAME}-"  # of the kubeconfigs; the script knows them by it
+_PREFIX = f"{NAME}-"  # of the kubeconfigs, before twelve hex digits; the script knows them by that
 _METRICS = "apiserver_authorization_config_controller_"
 
 
@@ -436,7 +436,7 @@ class _Change:
             self._keep_only(trial.kubeconfig)
 
     def _keep_only(self, kubeconfig: Path) -> None:
-        for path in self.path.parent.glob(f"{_PREFIX}*.kubeconfig"):
+        for path in self.path.parent.glob(f"{_PREFIX}{'[0-9a-f]' * 12}.kubeconfig"):
             if path != kubeconfig:
                 files.remove(path)
 

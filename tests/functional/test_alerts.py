@@ -57,9 +57,10 @@ def flags(state: str) -> list[tuple[str, str]]:
     return [series(f"{P}api_server_flags", f"{int(name == state)}x30", state=name) for name in states]
 
 
-def certificate(days: float) -> list[tuple[str, str]]:
+def certificate(days: float, name: str = "endpoint", before: float | None = None) -> list[tuple[str, str]]:
     # Time is 0 where a test of rules begins.
-    return [series(f"{P}certificate_end_timestamp_seconds", f"{days * DAY:.0f}x120", certificate="endpoint")]
+    values = f"{days * DAY:.0f}x120" if before is None else f"{before * DAY:.0f}x10 {days * DAY:.0f}x110"
+    return [series(f"{P}certificate_end_timestamp_seconds", values, certificate=name)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ FIRES: dict[str, list[Case]] = {
         Case([series(f"{P}tls_failed", "0x30"), series(f"{P}settings_failed", "1x30")]),
         Case([series(f"{P}chained_failed", "1x30")]),
     ],
-    "KeystoneCertificateEnds": [Case(certificate(20), 90, {"certificate": "endpoint"})],
+    "KeystoneCertificateEnds": [
+        Case(certificate(6), 90, {"certificate": "endpoint"}),
+        *(Case(certificate(59, name), 90, {"certificate": name}) for name in ("client_ca", "api_server")),
+    ],
     "KeystoneNotAsked": [Case(silent("1500+60x30"), 25, {"kind": "TokenReview"})],
     "KeystoneFlagsBypassed": [
         Case(flags(state), labels={"state": state}) for state in ("pending", "bypassed", "acquitted", "left_out")
@@ -115,7 +119,11 @@ QUIET: dict[str, list[Case]] = {
     ],
     "KeystonePolicyReloadFailed": [Case([series(f"{P}policy_failed", "0x13 1x3")])],
     "KeystoneFileNotInForce": [Case([series(f"{P}tls_failed", "0x10 1x5"), series(f"{P}policy_failed", "1x30")])],
-    "KeystoneCertificateEnds": [Case(certificate(25), 90)],
+    "KeystoneCertificateEnds": [
+        Case(certificate(8), 90),
+        Case(certificate(5, before=2), 90),  # one that lives for a week, renewed
+        *(Case(certificate(61, name), 90) for name in ("client_ca", "api_server")),
+    ],
     "KeystoneNotAsked": [
         Case(silent("10x30")),
         Case(silent("7200+60x30", "0x30")),
@@ -219,9 +227,9 @@ def test_an_end_of_a_certificate_is_told_in_days(tmp_path: Path, rules: dict[str
     expected = {
         "exp_labels": {**SCRAPED, **rule["labels"], "certificate": "endpoint"},
         "exp_annotations": {
-            "summary": "A certificate of kubernetes-keystone/0 ends in 19d 22h 30m 0s.",
+            "summary": "A certificate of kubernetes-keystone/0 ends in 5d 22h 30m 0s.",
             "description": "It is that of the endpoint. It should have been renewed by now: do the unit's hooks run, "
             "and what does its status say?",
         },
     }
-    assert not run(tmp_path, rules, Case(certificate(20), 90), "KeystoneCertificateEnds", [expected])
+    assert not run(tmp_path, rules, Case(certificate(6), 90), "KeystoneCertificateEnds", [expected])

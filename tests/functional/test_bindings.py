@@ -47,10 +47,12 @@ def test_bindings_that_a_keystone_name_would_have_are_listed_and_no_others(
     bind(server, "clusterrolebindings", "ops", ("Group", "ops"), ("User", "keystone:alice"))
     bind(server, "namespaces/default/rolebindings", "web", ("User", "alice"), ("ServiceAccount", "robot"))
     bind(server, "namespaces/default/rolebindings", "odd", ("User", "al\nice"), ("Group", "kubeadm:cluster-admins"))
+    bind(server, "clusterrolebindings", "a\x1b[2J\nuser root", ("User", "bob"))
 
     assert not any(line.startswith(("user system:", "group system:")) for line in before)
     assert set(bindings.of_bare_names(layout)) - set(before) == {
         "group ops: ClusterRoleBinding ops gives ClusterRole edit",
         "user alice: RoleBinding default/web gives ClusterRole edit",
         "user 'al\\nice': RoleBinding default/odd gives ClusterRole edit",
+        "user bob: ClusterRoleBinding 'a\\x1b[2J\\nuser root' gives ClusterRole edit",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from testbed import pack
 from testbed.stage import Stage, StageOf
 from testbed.static_pod import StaticPod
 
-pytest.register_assert_rewrite("tests.scenarios")  # before anything here imports it
+pytest.register_assert_rewrite("tests.scenarios", "tests.machine.reader")  # before anything here imports them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,3 +45,21 @@ def kubeadm(charm: Path) -> Iterator[StageOf[StaticPod]]:
     with StageOf(StaticPod, charm) as made:
         made.cluster.pod("default", "web")
         yield made
+
+
+@pytest.fixture(scope="module")
+def token(stage: Stage) -> Callable[[], str]:
+    """Tokens of alice, member of the project that the policies name."""
+    project = stage.keystone.project("demo")
+    alice = stage.keystone.member("alice", project)
+    stage.cluster.pod("default", "web")
+    return lambda: stage.keystone.token(alice, project)
+
+
+@pytest.fixture(scope="module")
+def wired(stage: Stage, request: pytest.FixtureRequest) -> Stage:
+    """The stage with the charm in force, and the module's policy."""
+    stage.unit.deploy(stage.charm, {**stage.keystone_options, "policy": request.module.POLICY})
+    stage.unit.relate()
+    assert stage.unit.status.name == "active"
+    return stage

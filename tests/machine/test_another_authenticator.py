@@ -81,15 +81,6 @@ def site(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     thread.join()
 
 
-@pytest.fixture(scope="module")
-def token(stage: Stage) -> Callable[[], str]:
-    """Tokens of alice, member of the project that the policy names."""
-    project = stage.keystone.project("demo")
-    alice = stage.keystone.member("alice", project)
-    stage.cluster.pod("default", "web")
-    return lambda: stage.keystone.token(alice, project)
-
-
 def who(stage: Stage, token: str) -> str:
     """The Kubernetes user of a token, or the error."""
     config = stage.cluster.kubeconfig(token)

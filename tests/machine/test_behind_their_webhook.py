@@ -6,23 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from testbed.shell import Session, Shell
 from testbed.stage import Stage
 from testbed.traffic import Traffic, lives_of
 from tests.machine.test_story import READERS
 
 ENDPOINT = "https://127.0.0.1:8443/webhook"
-
-
-@pytest.fixture(scope="module")
-def token(stage: Stage) -> Callable[[], str]:
-    """Tokens of alice, member of the project that the policy names."""
-    project = stage.keystone.project("demo")
-    alice = stage.keystone.member("alice", project)
-    stage.cluster.pod("default", "web")
-    return lambda: stage.keystone.token(alice, project)
 
 
 def pods(stage: Stage, token: str) -> int:

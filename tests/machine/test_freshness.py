@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
-
 from testbed.keystone import Keystone, Project
 from testbed.stage import Stage
 from tests.documents import table
@@ -23,15 +21,6 @@ PODS = "/api/v1/namespaces/default/pods"
 EVERY = 0.2
 POLICY = json.dumps([{"users": {"projects": ["policed"]}, "resource_permissions": {"default/pods": ["list"]}}])
 NO_POLICY = json.dumps([{"users": {"projects": ["nobody"]}, "resource_permissions": {"default/pods": ["list"]}}])
-
-
-@pytest.fixture(scope="module")
-def wired(stage: Stage) -> Stage:
-    """A cluster with the charm, its flags and its defaults."""
-    stage.unit.deploy(stage.charm, {**stage.keystone_options, "policy": POLICY})
-    stage.unit.relate()
-    assert stage.unit.status.name == "active"
-    return stage
 
 
 @dataclass

@@ -22,15 +22,6 @@ FULL = ("/etc/kubernetes-keystone", "/var/lib/kubernetes-keystone", "/tmp", "/va
 
 
 @pytest.fixture(scope="module")
-def wired(stage: Stage) -> Stage:
-    """A cluster with the charm."""
-    stage.unit.deploy(stage.charm, {**stage.keystone_options, "policy": POLICY})
-    stage.unit.relate()
-    assert stage.unit.status.name == "active"
-    return stage
-
-
-@pytest.fixture(scope="module")
 def reviews(wired: Stage) -> list[Review]:
     """A token of the cluster's own, one of Keystone's, and a question of access."""
     project = wired.keystone.project("demo")

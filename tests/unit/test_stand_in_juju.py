@@ -66,6 +66,13 @@ def test_a_subordinate_has_no_unit_until_it_is_integrated(juju: Juju) -> None:
     assert "kubernetes-keystone" in juju("status")
 
 
+def test_a_status_can_be_asked_for_by_name(juju: Juju) -> None:
+    juju("deploy kubernetes-keystone")
+    assert list(status(juju("status kubernetes-keystone --format=json")).applications) == ["kubernetes-keystone"]
+    nothing = juju.run(["status", "mysql"])
+    assert (nothing.code, nothing.errors) == (0, "Nothing matched specified filters.\n")
+
+
 def test_values_are_of_the_kinds_that_the_charm_declares(juju: Juju, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("[not, a, list]\n")
     juju("deploy kubernetes-keystone --config number=8 --config switch=true --config text=@text", tmp_path)

@@ -532,6 +532,7 @@ def test_a_file_that_others_have_broken_is_told_and_left_alone(server: Structure
         apiserver.check(server.layout, authorization=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["unit"], indirect=True)
 @pytest.mark.parametrize("line", ["- type: RBAC", "  name: rbac"])
 def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(server: Structured, line: str) -> None:
@@ -541,6 +542,25 @@ def test_a_line_of_others_that_ends_as_ours_do_is_not_taken_for_one(server: Stru
     with pytest.raises(Conflict, match="it has lines that look like ours"):
         server.apply()
     assert server.text == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["unit"], indirect=True)
+def test_a_kubeconfig_of_somebodys_own_beside_ours_stays_whatever_it_is_called(server: Structured) -> None:
+    theirs = {f"kubernetes-keystone-{name}.kubeconfig" for name in ("manual", "cafe", "0123456789abcdef")}
+    for name in theirs:
+        (server.folder / name).write_text("theirs")
+    server.text = text = (
+        f"{TWO}- type: Webhook\n  name: theirs\n  webhook:\n    connectionInfo:\n      kubeConfigFile: {{}}\n".format(
+            server.folder / "kubernetes-keystone-cafe.kubeconfig"
+        )
+    )
+    server.apply()
+    server.apply("another")
+    assert theirs < server.left
+    assert server.text.startswith(text)
+    server.remove()
+    assert (server.left, server.text) == (theirs, text)
 
 
 @pytest.mark.slow

@@ -17,11 +17,14 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import apiserver
 import pki
 from certificates import RELATION
+from charm import KubernetesKeystoneCharm
 from testbed.issuer import Issuer, Signer
+from tests.unit.charm.conftest import _spec
 
 # Each runs the charm half a dozen times; make check has the first few.
 slow = pytest.mark.slow
@@ -224,6 +227,10 @@ BAD = {
     "another key": ({"other_key": True}, "it is for another key than the one that was asked for"),
     "other names": ({"hosts": [x509.DNSName("kubernetes.example")]}, "certificate is not valid for '127.0.0.1'"),
     "over": ({"life": 30 * DAY, "age": 31 * DAY}, "certificate has expired"),
+    "a strange CA": (
+        {"authority": Signer.make(curve=ec.BrainpoolP256R1)},
+        "a key of a kind that an API server does not",
+    ),
     "at its end": ({"life": 30 * DAY, "age": 29 * DAY}, "it has come to its end"),
     "not yet": ({"age": -2 * DAY}, "certificate is not yet valid"),
 }
@@ -319,6 +326,26 @@ def test_what_is_taken_back_is_shown_no_longer_and_another_one_asked_for(story):
     assert story.give() == ops.ActiveStatus(WELL)
     assert story.is_theirs
     assert story.wiring.restarts == restarts
+
+
+@slow
+@pytest.mark.parametrize("juju_version", ["2.9.52", "3.6.9"])
+def test_it_comes_and_goes_with_every_version_of_juju(unit, machine, wiring, juju_version):
+    unit.context = ops.testing.Context(KubernetesKeystoneCharm, juju_version=juju_version, **_spec())
+    story = Story(unit, machine, wiring)
+    story.relate()
+    assert story.give() == ops.ActiveStatus(WELL)
+    assert story.is_theirs
+    assert story.separate() == ops.ActiveStatus(WELL)
+    assert not story.is_theirs
+
+
+@slow
+def test_the_providers_ca_vouches_for_no_api_server(story):
+    story.give()
+    trusted = pki.parse((story.machine.places.tls / "ca.crt").read_bytes())
+    assert trusted == [story.own]
+    assert story.machine.settings()["tls"]["client_ca"] == str(story.machine.places.tls / "ca.crt")
 
 
 @slow

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import datetime
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import files
 import pki
 import webhook
 from apiserver import Knows
+from certificates import Offer
 from config import Listen
 from files import Places
 from tests.unit.charm.conftest import PROJECT
 
 HERE = Listen(host="127.0.0.1", port=8443)
 UNKNOWN = Knows()
+DAY = datetime.timedelta(days=1)
 NOW = datetime.datetime.now(datetime.timezone.utc)
 
 
@@ -24,6 +29,7 @@ class Endpoint:
 
     def __init__(self, places: Places):
         self.places, self.tls = places, webhook.tls(places)
+        self.served: pki.Issued | None = None  # where it is not what the files say
         self.begin()
 
     def begin(self) -> None:
@@ -44,15 +50,19 @@ class Endpoint:
         return webhook.kubeconfig(self.places, self.tls, HERE, with_client=True)
 
     def issued(self, name: str) -> pki.Issued:
-        found = pki.load((self.places.tls / f"{name}.crt").read_bytes(), (self.places.tls / f"{name}.key").read_bytes())
+        found = self.loaded(name)
         assert found is not None
         return found
+
+    def loaded(self, name: str) -> pki.Issued | None:
+        certificate, key = (self.places.tls / f"{name}.{suffix}" for suffix in ("crt", "key"))
+        return pki.load(certificate.read_bytes(), key.read_bytes())
 
     @property
     def works(self) -> bool:
         """Whether a review would come through: the server takes the endpoint, and the endpoint its certificate."""
         known = pki.parse(self.server.authorities)
-        taken = not pki.refusal(self.issued("server"), known, HERE.host)
+        taken = not pki.refusal(self.served or self.issued("server"), known, HERE.host)
         (client,) = pki.parse(self.server.client or b"")
         return taken and any(pki.signed_by(client, one) for one in pki.parse(self.tls.ca.read_bytes()))
 
@@ -116,6 +126,64 @@ def test_a_new_ca_is_relied_on_in_both_directions_only_once_it_is_known(endpoint
     kubeconfig = endpoint.kubeconfig
     endpoint.ensure()
     assert endpoint.kubeconfig == kubeconfig
+
+
+class Killed(BaseException):
+    """The charm ends here."""
+
+
+@pytest.mark.parametrize("what", ["a new CA", "a renewal", "a certificate of somebody else's"])
+def test_a_charm_that_is_killed_at_any_write_leaves_what_works_and_the_next_hook_goes_on(endpoint, monkeypatch, what):
+    begun = endpoint.snapshot()
+    theirs = pki.issue_authority("their CA", 9 * DAY, NOW)
+    issued = pki.issue("theirs", theirs, ("127.0.0.1",), 9 * DAY, NOW)
+    given = pki.load(issued.shown + pki.pem(theirs.certificate), issued.key_pem)
+    offer = Offer(related=True, server=given) if what.startswith("a certificate") else Offer()
+
+    def hooks(*until: int) -> None:
+        """What the hooks do until all is done, or until so many changes have been made."""
+        left = list(until)
+
+        def write(path: Path, *rest: Any) -> bool:
+            if left and not left[0]:
+                raise Killed
+            changed = files_write(path, *rest)
+            if left and changed:
+                left[0] -= 1
+            return changed
+
+        monkeypatch.setattr("files.write", write)
+        for _ in range(2):
+            webhook.ensure_tls(endpoint.places, HERE, os.getegid(), offer=offer, asked_by=[endpoint.server])
+            endpoint.server = endpoint.offered
+
+    files_write, steps = files.write, 0
+    while True:
+        for path in endpoint.places.tls.iterdir():
+            path.unlink()
+        for name, content in begun.items():
+            (endpoint.places.tls / name).write_bytes(content)
+        endpoint.server = endpoint.offered
+        if what == "a new CA":
+            (endpoint.places.tls / "ca.key").unlink()
+        if what == "a renewal":
+            endpoint.age("server", 500)
+        served = endpoint.issued("server")
+        try:
+            hooks(steps)
+        except Killed:
+            # The authenticator keeps what it has where the two files do not fit.
+            endpoint.served = endpoint.loaded("server") or served
+            assert endpoint.works, f"after {steps} changes"
+            hooks()
+            endpoint.served = None
+            assert endpoint.works
+            assert not webhook.waits(endpoint.tls)
+            steps += 1
+            continue
+        break
+    assert steps > 1
+    assert pki.signed_by(endpoint.issued("server").certificate, theirs.certificate) == offer.related
 
 
 def test_of_several_servers_the_last_one_is_waited_for(endpoint):
