@@ -2,7 +2,7 @@
 
 What it waits for comes without any event of Juju's: a snap is installed after us, an API server comes up, another unit
 is done with its restart, the authenticator is back. So systemd asks Juju's agent to run update-status, by the tool that
-it has on every machine for that (juju-exec, in 2.9 juju-run). Nothing depends on it: Juju runs that hook too.
+it has on every machine for that. Nothing depends on it: Juju runs that hook too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 
 import files
 import host
+import which_juju
 from files import Places
 
 SERVICE = "kubernetes-keystone-hook.service"
@@ -19,8 +20,9 @@ TIMER = "kubernetes-keystone-hook.timer"
 
 def install(places: Places, unit: str) -> None:
     """Put the units in place, or renew them; the wiring's scripts start the service, too."""
+    values = {"unit": unit, "tools": which_juju.MACHINES_TOOLS}
     written = [
-        files.write(places.units / name, files.render(places.templates, name, {"unit": unit}).encode(), 0o644)
+        files.write(places.units / name, files.render(places.templates, name, values).encode(), 0o644)
         for name in (SERVICE, TIMER)
     ]
     if any(written):

@@ -36,10 +36,11 @@ try:
     import secret
     import upstream
     import webhook
+    import which_juju
     from authenticator import Backend, Backends, Policy, Status, WorkloadError
     from config import RESOURCE, CharmConfig, load
     from errors import Blocked, OperatorError, Waiting
-    from files import Places
+    from files import NAME, Places
 except ImportError as error:
     release.end(error)
 
@@ -62,8 +63,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         logging.getLogger("urllib3").setLevel(logging.WARNING)
         relation, keystone = self.on[RELATION], self.on[keystone_charm.RELATION]
         agent, issuer = self.on[observability.RELATION], self.on[certificates.RELATION]
+        # Not install: Juju has the unit enter its relation after it, and the relation's first event follows at once.
         for event in (
-            self.on.install,
             self.on.start,
             self.on.config_changed,
             self.on.update_status,
@@ -410,7 +411,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             again.uninstall(self.places)
             upstream.stop(self.places)
             authenticator.uninstall(self.places)
-        return ops.WaitingStatus("not related: juju integrate kubernetes-control-plane kubernetes-keystone")
+        relate = which_juju.current().integrate("kubernetes-control-plane", NAME)
+        return ops.WaitingStatus(f"not related: {relate}")
 
     def _found_layout(self) -> apiserver.Layout | None:
         try:

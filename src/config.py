@@ -18,7 +18,9 @@ import ops
 import pydantic
 from cryptography import x509
 
+import which_juju
 from errors import ConfigError, Waiting
+from files import NAME
 from image import Reference
 from keystone_charm import Related
 
@@ -207,7 +209,7 @@ class CharmConfig(pydantic.BaseModel, frozen=True):
         if not value:
             raise ValueError(
                 "is not set; juju config kubernetes-keystone keystone-url=https://HOST:5000/v3,"
-                " or juju integrate keystone:identity-credentials kubernetes-keystone"
+                f" or {which_juju.current().integrate('keystone:identity-credentials', NAME)}"
             )
         url = _url(value, ("https", "http"))
         if url.scheme == "http" and not _is_loopback(url.hostname) and not info.data.get("keystone_insecure"):

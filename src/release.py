@@ -27,7 +27,7 @@ def problem(paths: list[str]) -> str:
         return ""
     return (
         f"Python {here} is not what the charm was packed for ({packed}): juju refresh kubernetes-keystone "
-        "(2.9: juju upgrade-charm) brings the one for this release; until then the API server runs without Keystone"
+        "brings the one for this release; until then the API server runs without Keystone"
     )
 
 

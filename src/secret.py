@@ -10,6 +10,7 @@ from pathlib import Path
 import ops
 
 import files
+import which_juju
 from errors import ConfigError
 
 MOST_BYTES = 2**20
@@ -83,8 +84,8 @@ def granted(model: ops.Model, what: str, name: str) -> dict[str, str]:
     Raises:
         ConfigError: this Juju has no secrets, or this one may not be read.
     """
-    if not model.juju_version.has_secrets:
-        raise ConfigError(what, "this Juju has no secrets: name a file of root's on the unit instead")
+    if not which_juju.current().has_operators_secrets:
+        raise ConfigError(what, "this Juju has no secrets (3.3 has): name a file of root's on the unit instead")
     try:
         return model.get_secret(id=name).get_content(refresh=True)
     except (ops.SecretNotFoundError, ops.ModelError) as error:

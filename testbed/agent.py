@@ -2,8 +2,9 @@
 
 There is no controller on the machines that this project is tested on. What is here is the outside of the charm: the
 folder it lies in, the environment of a hook, the hook tools on its PATH (hook_tools.py), the order of a subordinate's
-events, an operator's commands. Nothing of the charm is replaced. Order and environment follow Juju's documentation of
-hooks; a hook that fails puts the unit into the error state until it is run again, as Juju does.
+events, an operator's commands. Nothing of the charm is replaced. What it follows, from where that is known, and what it
+leaves out is in docs/stand-in.md, whose tables are tests. A hook that fails puts the unit into the error state until it
+is run again; what was to come after it comes then.
 """
 
 from __future__ import annotations
@@ -32,12 +33,24 @@ MODEL = "k8s"
 HOOK_TIMEOUT = 900.0  # seconds; Juju has none, a test must
 
 
-# On the machine: `juju-exec -u UNIT COMMAND`, a shell's command in the environment of a hook, when no hook runs.
-JUJU_EXEC = """#!/bin/sh
-[ "$1" = -u ] || { echo "ERROR only -u UNIT COMMAND is known here" >&2; exit 2; }
-tools=/var/lib/juju/tools/unit-$(echo "$2" | tr / -)
-[ -d "$tools" ] || { echo "ERROR unit $2 not found on this machine" >&2; exit 1; }
-exec flock "$tools/lock" env -i sh -c ". $tools/environment; $3"
+# Held by whatever runs of Juju's on a machine: the hooks of all units there run one at a time. It is a folder.
+LOCK = "/var/lib/juju/tools"
+
+# On the machine: `juju-exec -u UNIT COMMAND` (in 2.9 `juju-run`), a shell's command in the environment of a hook, when
+# no hook runs. What a hook says counts if it ends well, so that its end is recorded.
+JUJU_EXEC = r"""#!/bin/sh
+name=${0##*/} unit=unit-$(echo "$2" | tr / -)
+fail() { code=$1; shift; echo "ERROR $*" >&2; exit "$code"; }
+[ -z "$JUJU_CONTEXT_ID" ] || fail 2 "$name cannot be called from within a hook, have context \"$JUJU_CONTEXT_ID\""
+[ "$1" = -u ] && [ $# = 3 ] || fail 2 "the stand-in knows $name -u UNIT COMMAND alone"
+[ -d "/var/lib/juju/agents/$unit" ] || fail 1 "unit \"$2\" not found on this machine"
+exec flock /var/lib/juju/tools env -i sh -c '
+. "$1/environment"
+export JUJU_CONTEXT_ID="$JUJU_UNIT_NAME-run-commands-$$"
+/bin/bash -c "$2"
+code=$?
+[ $code != 0 ] || echo "{\"kind\": \"commit\", \"context\": \"$JUJU_CONTEXT_ID\"}" >> "$1/effects.jsonl"
+exit $code' sh "/var/lib/juju/tools/$unit" "$3"
 """
 
 # Run on the machine. As Juju's own deployer: what the last charm brought is taken away and what the charm wrote stays,
@@ -94,14 +107,32 @@ class ActionResult:
     log: list[str] = field(default_factory=list)
 
 
+class Hook(NamedTuple):
+    """A hook to run, and what its environment has beyond every hook's."""
+
+    name: str
+    extra: dict[str, str] = {}  # noqa: RUF012 - never written to
+
+
 @dataclass
 class Relation:
-    """A relation of the unit's: with which unit, and what each of the two has said."""
+    """A relation of the unit's: with which unit, what each of the two has said, and who has joined it by now."""
 
     id: int
     endpoint: str
     remote: str
     data: dict[str, dict[str, str]]
+    members: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass
+class Secret:
+    """An operator's secret: what it has held, whether this unit may read it, and which revision it goes on reading."""
+
+    revisions: list[dict[str, str]]
+    granted: bool = True
+    tracked: int | None = None
 
 
 class Unit:
@@ -113,8 +144,11 @@ class Unit:
         endpoint: the charm's endpoint to the principal.
         principal: the principal's unit.
         number: the unit's.
-        juju_version: what the charm is told.
-        juju_exec: whether the machine has `juju-exec`, by which something on it can have a hook run.
+        juju_version: which Juju this is; the tools, their names and their answers are that one's.
+        juju_exec: whether the machine has `juju-exec` (in 2.9 `juju-run`), by which something can have a hook run.
+        leader: whether the unit leads; if nothing is said, the application's first does.
+        machine_id: the machine's number in the model; if nothing is said, the principal's.
+        environment: what hooks have in their environment beyond what Juju gives them.
 
     """
 
@@ -127,6 +161,9 @@ class Unit:
         number: int = 0,
         juju_version: str = JUJU_VERSION,
         juju_exec: bool = False,
+        leader: bool | None = None,
+        machine_id: str = "",
+        environment: Mapping[str, str] | None = None,
     ):
         self.machine = machine
         self._juju_exec = juju_exec
@@ -135,11 +172,16 @@ class Unit:
         self.endpoint = endpoint
         self.principal = principal
         self.juju_version = juju_version
+        major, minor = juju_version.split(".")[:2]
+        self._juju = int(major), int(minor)
+        self.leader = number == 0 if leader is None else leader
+        self._more = dict(environment or {})
+        self.machine_id = machine_id or principal.partition("/")[2]
         self.status = Status("waiting", "agent initialising")
         self.history: list[Status] = []
         self.log: list[LogLine] = []
         self.workload_version = ""
-        self.failed_hook: tuple[str, dict[str, str]] | None = None
+        self.failed_hook: Hook | None = None
         self.hooks: list[str] = []
         self._folder = f"/var/lib/juju/agents/unit-{application}-{number}"
         self._tools = f"/var/lib/juju/tools/unit-{application}-{number}"
@@ -152,7 +194,11 @@ class Unit:
         self._actions = 0
         self._resources: dict[str, bytes] = {}
         self._placed: dict[str, str] = {}
-        self._secrets: dict[str, dict[str, str]] = {}
+        self._secrets: dict[str, Secret] = {}
+        self._state: dict[str, str] = {}
+        self._queue: list[Hook] = []
+        self._configured: dict[str, Any] | None = None
+        self._leaving = False
         self._proxies: dict[str, str] = {}
         self._model_uuid = str(uuid.uuid4())
 
@@ -168,26 +214,19 @@ class Unit:
         self.related = True
         self._enter(self.endpoint, self.principal)
         self._install()
-        self.hook("install")
-        self._relation_hook("created")
-        self.hook("leader-elected")
-        self.hook("config-changed")
-        self.hook("start")
-        self._relation_hook("joined")
-        self._relation_hook("changed")
+        created, joined, changed = (self._relation_event(kind) for kind in ("created", "joined", "changed"))
+        elected = [Hook("leader-elected")] if self.leader else []
+        self._run(Hook("install"), created, *elected, Hook("config-changed"), Hook("start"), joined, changed)
 
     def integrate(self, endpoint: str, remote: str, **said: str) -> None:
         """`juju integrate` with another application, whose unit `remote` is there already and has said all it will."""
         self._enter(endpoint, remote)
         self._relations[endpoint].data[remote] |= said
-        for kind in ("created", "joined", "changed"):
-            self._relation_hook(kind, endpoint)
+        self._run(*(self._relation_event(kind, endpoint) for kind in ("created", "joined", "changed")))
 
     def separate(self, endpoint: str) -> None:
         """`juju remove-relation` of what `integrate` made."""
-        for kind in ("departed", "broken"):
-            self._relation_hook(kind, endpoint)
-        del self._relations[endpoint]
+        self._run(*(self._relation_event(kind, endpoint) for kind in ("departed", "broken")))
 
     def tell(self, endpoint: str, said: Mapping[str, str]) -> None:
         """Have the application at the other end say this in the place of all that it has said."""
@@ -230,20 +269,38 @@ class Unit:
             self.hook("config-changed")
 
     def attach(self, resource: str, content: bytes) -> None:
-        """`juju attach-resource`, after which Juju runs `upgrade-charm`; before `relate`, `deploy --resource`."""
+        """`juju attach-resource`, which to Juju is an upgrade of the charm; before `relate`, `deploy --resource`."""
         self._resources[resource] = content
         if self.related:
-            self.hook("upgrade-charm")
+            self._run(Hook("upgrade-charm"), Hook("config-changed"))
 
     def add_secret(self, secret: str = "", /, **content: str) -> str:
         """`juju add-secret` and `juju grant-secret`: gives what an option that names it is set to."""
+        if self._juju < (3, 3):
+            raise TestbedError(f"juju add-secret is no command of Juju {self.juju_version}")
         secret = secret or f"secret:d0{uuid.uuid4().hex[:18]}"
-        self._secrets[secret.removeprefix("secret:")] = content
+        self._secrets[secret.removeprefix("secret:")] = Secret([content])
         return secret
 
     def remove_secret(self, secret: str) -> None:
         """`juju remove-secret`."""
         self._secrets.pop(secret.removeprefix("secret:"), None)
+
+    def update_secret(self, name: str, /, **content: str) -> None:
+        """`juju update-secret`; who has read it is told by a hook, and goes on reading what it knows."""
+        secret = self._secrets[name.removeprefix("secret:")]
+        secret.revisions.append(content)
+        if secret.tracked is not None and secret.granted:
+            self.hook("secret-changed", JUJU_SECRET_ID=name, JUJU_SECRET_LABEL="")
+
+    def grant_secret(self, name: str, granted: bool = True) -> None:
+        """`juju grant-secret`, or `juju revoke-secret`; no hook runs."""
+        self._secrets[name.removeprefix("secret:")].granted = granted
+
+    def lead(self) -> None:
+        """Make the unit the leader, as Juju does when the one before it is gone."""
+        self.leader = True
+        self.hook("leader-elected")
 
     def configure_model(self, **settings: str) -> None:
         """`juju model-config` of `juju-https-proxy` and the like; no hook runs."""
@@ -299,18 +356,20 @@ class Unit:
 
     def upgrade(self, charm: Path) -> None:
         """`juju refresh`: what the charm brought is replaced, what it wrote stays."""
+        self._not_in_error()
         self._take(charm)
         self._install()
-        self.hook("upgrade-charm")
-        self.hook("config-changed")
+        self._run(Hook("upgrade-charm"), Hook("config-changed"))
 
     def retry(self) -> None:
-        """`juju resolve`: run the hook that failed again."""
+        """`juju resolve`, or Juju by itself after a while: run the hook that failed again, and then what it held up."""
         if self.failed_hook is None:
             raise TestbedError(f"{self.name} is not in an error state")
-        hook, extra = self.failed_hook
+        self._queue.insert(0, self.failed_hook)
         self.failed_hook = None
-        self.hook(hook, **extra)
+        self._run()
+        if self.related and self._configured != self._effective():
+            self.hook("config-changed")
 
     def remove(self, order: Sequence[str] = ("departed", "broken", "stop", "remove")) -> None:
         """`juju remove-relation` or `remove-application`: the last hooks, then the charm's folder goes.
@@ -319,18 +378,17 @@ class Unit:
             order: the hooks to run; a unit that is forced out or an agent that died gets fewer of them.
 
         """
-        for one in order:
-            if one in ("departed", "broken"):
-                self._relation_hook(one)
-            else:
-                self.hook(one)
-        self.related = False
-        self.machine.run("rm", "-rf", self._folder, self._tools)
+        self._leaving = True
+        self._run(*(self._relation_event(one) if one in ("departed", "broken") else Hook(one) for one in order))
 
     def __str__(self) -> str:
         """The unit's line of `juju status`."""
         status = self.shown
-        return f"{self.name}*  {status.name:<9} {self.machine.address}  {status.message}"
+        return f"{self._starred}  {status.name:<9} {self.machine.address}  {status.message}"
+
+    @property
+    def _starred(self) -> str:
+        return f"{self.name}*" if self.leader else self.name
 
     def debug_log(self, last: int = 100) -> str:
         """What `juju debug-log` shows: the end of it."""
@@ -344,7 +402,7 @@ class Unit:
     def shown(self) -> Status:
         """The state as Juju has it, which of a failed hook is not the charm's word."""
         if self.failed_hook:
-            return Status("error", f'hook failed: "{self.failed_hook[0]}"')
+            return Status("error", f'hook failed: "{self.failed_hook.name}"')
         return self.status if self.related else Status("unknown", "")
 
     # What Juju does
@@ -356,26 +414,64 @@ class Unit:
             HookFailed: its exit code was not 0; the unit is in the error state, and only the same hook runs again.
 
         """
-        if self.failed_hook is not None:
-            raise TestbedError(f"{self.name} is in an error state: {self.failed_hook[0]} has to be resolved first")
+        self._not_in_error()
+        self._juju_says(hook)
         done, _ = self._dispatch({"JUJU_HOOK_NAME": hook, "JUJU_DISPATCH_PATH": f"hooks/{hook}", **extra})
         if done.returncode != 0:
-            self.failed_hook = (hook, extra)
+            self.failed_hook = Hook(hook, extra)
             last = "\n".join(f"{line.level} {line.message}" for line in self.log[-8:])
             raise HookFailed(f"hook {hook} of {self.name} ended with {done.returncode}\n{done.stderr[-3000:]}\n{last}")
 
+        self._juju_says(hook, over=True)
+
+    def _not_in_error(self) -> None:
+        if self.failed_hook is not None:
+            raise TestbedError(f"{self.name} is in an error state: {self.failed_hook.name} has to be resolved first")
+
+    def _run(self, *hooks: Hook) -> None:
+        """Run hooks one after the other; those behind one that fails wait until it has been resolved."""
+        self._not_in_error()
+        self._queue += hooks
+        while self._queue:
+            hook = self._queue.pop(0)
+            self.hook(hook.name, **hook.extra)
+        for endpoint in [name for name, one in self._relations.items() if one.broken and not self._leaving]:
+            del self._relations[endpoint]
+        if self._leaving:
+            self.related = self._leaving = False
+            self._relations.clear()
+            self._state.clear()
+            self._configured = None
+            self.machine.run("rm", "-rf", self._folder, self._tools)
+
     def _relation_hook(self, kind: str, endpoint: str | None = None) -> None:
+        self._run(self._relation_event(kind, endpoint))
+
+    def _juju_says(self, hook: str, over: bool = False) -> None:
+        """Set the statuses that are Juju's own, before a hook and after it."""
+        said = {
+            ("install", False): Status("maintenance", "installing charm software"),
+            ("stop", False): Status("maintenance", "stopping charm software"),
+            ("stop", True): Status("maintenance", ""),
+            ("remove", False): Status("maintenance", "cleaning up prior to charm deletion"),
+            ("remove", True): Status("terminated", ""),
+        }
+        if hook == "start" and over and not self.history:
+            self.status = Status("unknown", "")
+        self.status = said.get((hook, over), self.status)
+
+    def _relation_event(self, kind: str, endpoint: str | None = None) -> Hook:
         relation = self._relations[endpoint or self.endpoint]
         extra = {
             "JUJU_RELATION": relation.endpoint,
             "JUJU_RELATION_ID": f"{relation.endpoint}:{relation.id}",
             "JUJU_REMOTE_APP": relation.remote.partition("/")[0],
+            "JUJU_REMOTE_UNIT": relation.remote if kind in ("joined", "changed", "departed") else "",
         }
-        if kind in ("joined", "changed", "departed"):
-            extra["JUJU_REMOTE_UNIT"] = relation.remote
         if kind == "departed":
-            extra["JUJU_DEPARTING_UNIT"] = self.name
-        self.hook(f"{relation.endpoint}-relation-{kind}", **extra)
+            # Ours, where the whole unit goes: of a subordinate, with its relation to the principal.
+            extra["JUJU_DEPARTING_UNIT"] = self.name if relation.endpoint == self.endpoint else relation.remote
+        return Hook(f"{relation.endpoint}-relation-{kind}", extra)
 
     def _dispatch(
         self, extra: Mapping[str, str], action: dict[str, Any] | None = None
@@ -383,32 +479,48 @@ class Unit:
         """Run the charm's `dispatch` once and take in what it did."""
         what = extra["JUJU_HOOK_NAME"] or extra["JUJU_DISPATCH_PATH"]
         self.hooks.append(what)
-        departed = extra.get("JUJU_RELATION") if what.endswith(("-departed", "-broken")) else None
-        over = what in ("stop", "remove")
+        if what == "config-changed":
+            self._configured = self._effective()
+        for relation in self._relations.values():
+            # Who has joined is there from its own hook on, and until its departure's.
+            if what == f"{relation.endpoint}-relation-joined":
+                relation.members = [relation.remote]
+            elif what in (f"{relation.endpoint}-relation-departed", f"{relation.endpoint}-relation-broken"):
+                relation.members = []
+                relation.broken = relation.broken or what.endswith("-broken")
+        # Before `install` is over Juju has the unit enter no relation; at the end all have been left.
+        none = what in ("install", "stop", "remove") or not self.related
         relations = [
             {
                 "id": relation.id,
                 "endpoint": relation.endpoint,
                 "remote_app": relation.remote.partition("/")[0],
-                "remote_units": [] if departed == relation.endpoint else [relation.remote],
+                "remote_units": relation.members,
                 "data": relation.data,
+                "broken": relation.broken,
             }
             for relation in self._relations.values()
         ]
         context = {
+            "juju": self._juju,
+            "unit": self.name,
+            "options": sorted(self._options),
             "config": self._effective(),
-            "leader": True,
-            "relations": [] if over or not self.related else relations,
+            "leader": self.leader,
+            "relations": [] if none else relations,
             "status": list(self.status),
             "action": action,
             "address": self.machine.address,
             "resources": {name: self._place(name, content) for name, content in self._resources.items()},
-            "secrets": self._secrets,
+            "secrets": {name: vars(secret) for name, secret in self._secrets.items()},
+            "state": self._state,
         }
         self.machine.write(f"{self._tools}/context.json", json.dumps(context), 0o600)
+        identity = f"{self.name}-{what}-{uuid.uuid4().hex[:8]}"
         environment = {
             "APT_LISTCHANGES_FRONTEND": "none",
             "CHARM_DIR": f"{self._folder}/charm",
+            "CLOUD_API_VERSION": "",
             "DEBIAN_FRONTEND": "noninteractive",
             "JUJU_AGENT_SOCKET_ADDRESS": f"@{self._folder}/agent.socket",
             "JUJU_AGENT_SOCKET_NETWORK": "unix",
@@ -419,8 +531,9 @@ class Unit:
             "JUJU_CHARM_HTTPS_PROXY": "",
             "JUJU_CHARM_HTTP_PROXY": "",
             "JUJU_CHARM_NO_PROXY": "",
-            "JUJU_CONTEXT_ID": f"{self.name}-{what}-{uuid.uuid4().hex[:8]}",
-            "JUJU_MACHINE_ID": "0",
+            "JUJU_CONTEXT_ID": identity,
+            "JUJU_HOOK_NAME": "",
+            "JUJU_MACHINE_ID": self.machine_id,
             "JUJU_MODEL_NAME": MODEL,
             "JUJU_MODEL_UUID": self._model_uuid,
             "JUJU_PRINCIPAL_UNIT": self.principal,
@@ -430,44 +543,59 @@ class Unit:
             "PATH": f"{self._tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin",
             "TERM": "tmux-256color",
             **self._proxies,
+            **self._more,
             **extra,
         }
         words = [f"{name}={value}" for name, value in environment.items()]
         if self._juju_exec:
-            lasting = [shlex.quote(f"{name}={value}") for name, value in environment.items() if name not in extra]
+            environment |= dict.fromkeys(extra, "")
+            lasting = [shlex.quote(f"{name}={value}") for name, value in environment.items() if value]
             lines = [f"cd {self._folder}/charm", *(f"export {word}" for word in lasting)]
             self.machine.write(f"{self._tools}/environment", "\n".join(lines) + "\n", 0o600)
-        command = ["flock", f"{self._tools}/lock", "env", "-i", f"--chdir={self._folder}/charm", *words, "./dispatch"]
+        command = ["flock", LOCK, "env", "-i", f"--chdir={self._folder}/charm", *words, "./dispatch"]
         done = self.machine.run(*command, check=False, timeout=HOOK_TIMEOUT)
-        effects = self.catch_up(done.returncode == 0)
+        effects = self.catch_up(identity if done.returncode == 0 else "")
         for level, text in (("DEBUG", done.stdout), ("WARNING", done.stderr)):
             now = datetime.now(timezone.utc)
             self.log += [LogLine(now, level, line, what) for line in text.splitlines()]
         return done, effects
 
-    def catch_up(self, good: bool = True) -> list[dict[str, Any]]:
+    def catch_up(self, ended_well: str = "") -> list[dict[str, Any]]:
         """Take in what has been done on the machine, by hooks that nobody here has run as well.
 
         Args:
-            good: whether the hook ended well; of one that did not, relation data are dropped.
+            ended_well: the hook that this is known of; what one says over a relation or stores counts then alone.
 
         """
         effects = self._effects()
+        good = {effect["context"] for effect in effects if effect["kind"] == "commit"} | {ended_well}
         for effect in effects:
             if effect["kind"] == "status" and not effect["application"]:
                 self.status = Status(effect["status"], effect["message"])
                 self.history.append(self.status)
             elif effect["kind"] == "version":
                 self.workload_version = effect["version"]
-            elif effect["kind"] == "relation-set" and good:
-                whose = self.application if effect["app"] else self.name
-                (relation,) = [one for one in self._relations.values() if one.id == effect["relation"]]
-                said = {**relation.data.get(whose, {}), **effect["values"]}
-                relation.data[whose] = {key: value for key, value in said.items() if value}
+            elif effect["kind"] == "secret-track" and effect["secret"] in self._secrets:
+                self._secrets[effect["secret"]].tracked = effect["revision"]
             elif effect["kind"] == "log":
                 at = datetime.fromtimestamp(effect["at"], timezone.utc)
                 self.log.append(LogLine(at, effect["level"], effect["message"]))
+            elif effect["context"] in good:
+                self._commit(effect)
         return effects
+
+    def _commit(self, effect: dict[str, Any]) -> None:
+        """Take in what counts only because its hook has ended well."""
+        if effect["kind"] == "relation-set":
+            whose = self.application if effect["app"] else self.name
+            for relation in self._relations.values():
+                if relation.id == effect["relation"]:
+                    said = {**relation.data.get(whose, {}), **effect["values"]}
+                    relation.data[whose] = {key: value for key, value in said.items() if value}
+        elif effect["kind"] == "state-set":
+            self._state |= effect["values"]
+        elif effect["kind"] == "state-delete":
+            self._state.pop(effect["key"], None)
 
     def _place(self, resource: str, content: bytes) -> str:
         """Put a resource where Juju's agent does, unless this very one is there, and give its path."""
@@ -482,7 +610,7 @@ class Unit:
     def _effects(self) -> list[dict[str, Any]]:
         path = f"{self._tools}/effects.jsonl"
         text = self.machine.shell(
-            f"exec 9>{self._tools}/lock; flock 9; test ! -e {path} || {{ cat {path}; rm {path}; }}"
+            f"test ! -d {LOCK} || exec 9<{LOCK}; test ! -e {path} || {{ flock 9; cat {path}; rm {path}; }}"
         )
         return [json.loads(line) for line in text.splitlines()]
 
@@ -502,8 +630,9 @@ class Unit:
         machine.run("python3", "-c", UNPACK, f"{self._folder}/deployed.charm", packed, f"{self._folder}/charm")
         machine.write(f"{self._tools}/hook-tool", Path(hook_tools.__file__).read_bytes(), 0o755)
         if self._juju_exec:
-            machine.write("/usr/bin/juju-exec", JUJU_EXEC, 0o755)
-        machine.shell("\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in hook_tools.TOOLS))
+            machine.write(f"/usr/bin/{'juju-exec' if self._juju >= (3, 0) else 'juju-run'}", JUJU_EXEC, 0o755)
+        tools = hook_tools.tools_of(self._juju)
+        machine.shell("\n".join(f"ln -sf hook-tool {self._tools}/{tool}" for tool in tools))
 
     def _set(self, options: Mapping[str, Any]) -> None:
         """Check values as the controller does before it takes them."""

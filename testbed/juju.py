@@ -575,7 +575,7 @@ class Juju:
                     unit.name: {
                         "workload-status": {"current": shown.name, "message": shown.message},
                         "juju-status": {"current": "error" if unit.failed_hook else "idle", **version},
-                        **({"leader": True} if number == 0 else {}),
+                        **({"leader": True} if unit.leader else {}),
                         **address,
                     }
                 }

@@ -43,7 +43,8 @@ class StageOf(Generic[C]):
             self.cluster = stack.enter_context(self._make())
             self.machine = self.cluster.machine
             self.keystone = stack.enter_context(Keystone(self.machine.host_address, caching=self._caching))
-            self.unit = Unit(self.machine)
+            # Python keeps quiet about what will change one day, unless it is asked.
+            self.unit = Unit(self.machine, environment={"PYTHONWARNINGS": "default"})
             self.juju = Juju([self.unit], self.charm, [self.cluster], self.keystone)
             self._stack = stack.pop_all()
         return self

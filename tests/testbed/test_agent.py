@@ -194,7 +194,10 @@ def test_a_resource_is_there_once_it_is_attached(unit: Unit, machine: Machine):
     unit.relate()
     assert "ModelError: ERROR could not download resource" in seen(machine)[-1]["thing"]
     unit.attach("thing", b"one")
-    assert (seen(machine)[-1]["event"], seen(machine)[-1]["thing"]) == ("upgrade_charm", "one")
+    assert [(one["event"], one["thing"]) for one in seen(machine)[-2:]] == [
+        ("upgrade_charm", "one"),
+        ("config_changed", "one"),
+    ]
     unit.attach("thing", b"two")
     assert seen(machine)[-1]["thing"] == "two"
 

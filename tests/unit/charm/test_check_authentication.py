@@ -76,10 +76,11 @@ def test_a_secret_that_is_of_no_use_is_named(ready, content, complaint):
     assert complaint in told(ready, token_secret=identifier)
 
 
-def test_without_secrets_in_juju_a_file_is_asked_for(unit):
+@pytest.mark.parametrize("juju", ["2.9.50", "3.1.10"])
+def test_without_secrets_in_juju_a_file_is_asked_for(unit, juju):
     unit.run()
-    unit.context.juju_version = "2.9.50"
-    with pytest.raises(ops.testing.ActionFailed, match="this Juju has no secrets"):
+    unit.context.juju_version = juju
+    with pytest.raises(ops.testing.ActionFailed, match=r"this Juju has no secrets \(3\.3 has\): name a file"):
         unit.action("check-authentication", token_secret="secret:abc")
 
 

@@ -23,8 +23,8 @@ PRINTS = "The action show-webhook-config prints the commands"
 
 @pytest.mark.parametrize(
     "event",
-    ["install", "start", "config_changed", "update_status", "upgrade_charm",
-     "relation_created", "relation_joined", "relation_changed"],
+    ["start", "config_changed", "update_status", "upgrade_charm", "relation_created",
+     "relation_joined", "relation_changed"],
 )  # fmt: skip
 def test_every_event_of_a_related_unit_brings_everything_into_force(unit, machine, wiring, event):
     status = unit.run(event)
@@ -36,14 +36,21 @@ def test_every_event_of_a_related_unit_brings_everything_into_force(unit, machin
     assert unit.state.workload_version == "1.2.3"
 
 
-@pytest.mark.parametrize(
-    "event", ["install", "start", "config_changed", "update_status", "upgrade_charm", "stop", "remove"]
-)
+def test_install_comes_before_the_relation_and_says_nothing_of_it(unit, machine, wiring):
+    state = unit.unrelate().state
+    after = unit.context.run(unit.context.on.install(), state)
+
+    assert after.unit_status == state.unit_status, "Juju's own: installing charm software"
+    assert machine.snapshot() == {}
+    assert wiring.order == []
+
+
+@pytest.mark.parametrize("event", ["start", "config_changed", "update_status", "upgrade_charm", "stop", "remove"])
 def test_a_unit_without_a_relation_touches_nothing_and_says_what_is_missing(unit, machine, wiring, event):
     status = unit.unrelate().run(event)
 
     assert isinstance(status, ops.WaitingStatus)
-    assert "juju integrate kubernetes-control-plane kubernetes-keystone" in status.message
+    assert status.message == "not related: juju integrate kubernetes-control-plane kubernetes-keystone"
     assert machine.snapshot() == {}
     assert machine.calls == []
     assert wiring.order == []

@@ -800,7 +800,7 @@ def test_a_resource_that_is_no_good_is_named_as_such(unit, machine, program, tmp
     [
         ("3.6.9", None, "cannot be read: juju grant-secret secret:d0000000000000000000 kubernetes-keystone"),
         ("3.6.9", {"user": "me", "password": "hunter2"}, "has to have the keys username and password"),
-        ("2.9.51", None, "this Juju has no secrets: name a file of root's"),
+        ("2.9.51", None, "this Juju has no secrets (3.3 has): name a file of root's"),
     ],
 )
 def test_a_secret_that_is_no_good_is_named_and_not_shown(unit, monkeypatch, juju, content, complaint):
