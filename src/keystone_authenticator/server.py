@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = True
         self._waiting: deque[tuple[Request, bytes, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._lingering = False
+        self._lingering = self._final = False
         self._write_paused = False
 
     # -- the transport's side
@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and answer what can be answered at once."""
-        if self._lingering:
+        if self._lingering or self._final:
             return
         in_work, started_in_head = self._receiving, self._in_head
         end = 0
@@ -271,7 +271,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._fail(text(400, "no other protocol is spoken here"))
         except httptools.HttpParserError:
-            self._fail(text(400, "not a request in HTTP/1.1"))
+            if not self._final:
+                self._fail(text(400, "not a request in HTTP/1.1"))
         if self._lingering:
             return
         if self._completed:
@@ -382,6 +383,8 @@ class Connection(asyncio.Protocol):
 
     def _take(self, request: Request, body: bytes, keep_alive: bool) -> None:
         self._requests += 1
+        # What comes behind a client's last request is none, even while that one waits for its turn.
+        self._final = not keep_alive
         if self._task is not None or self._waiting or self._write_paused or self._answered:
             # One at once of each piece that comes: then it is somebody else's turn.
             if not self._waiting:
