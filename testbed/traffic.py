@@ -11,6 +11,7 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,14 +49,22 @@ class Outcome:
 
 
 class Traffic:
-    """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own."""
+    """Clients of the cluster, busy inside the context: an administrator and a kubelet, each in a loop of its own.
 
-    def __init__(self, cluster: Cluster) -> None:
+    Args:
+        cluster: whose.
+        others: more of them: by name the path that it asks for, and its token.
+
+    """
+
+    def __init__(self, cluster: Cluster, others: Mapping[str, tuple[str, str]] | None = None) -> None:
         self._cluster = cluster
         self._stop = threading.Event()
         self._requests: list[Request] = []
         paths = {"admin": "/api/v1/namespaces", "kubelet": f"/api/v1/nodes/{NODE}"}
-        self._threads = [threading.Thread(target=self._loop, args=item, daemon=True) for item in paths.items()]
+        clients = [(name, path, cluster.tokens[name].token) for name, path in paths.items()]
+        clients += [(name, path, token) for name, (path, token) in (others or {}).items()]
+        self._threads = [threading.Thread(target=self._loop, args=client, daemon=True) for client in clients]
 
     def __enter__(self) -> Traffic:
         """Begin."""
@@ -70,12 +79,20 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
-    def _loop(self, client: str, path: str) -> None:
-        token = self._cluster.tokens[client].token
+    def _loop(self, client: str, path: str, token: str) -> None:
         while not self._stop.wait(PAUSE):
             began = time.time()
             status = self._cluster.status(path, token)
             self._requests.append(Request(client, began, time.time(), status))
+
+    def requests(self, client: str) -> list[Request]:
+        """Give one client's requests until now."""
+        return [request for request in list(self._requests) if request.client == client]
+
+    def gap(self, client: str) -> float:
+        """Give the longest time, in seconds, from one good answer to the next that a client has had until now."""
+        good = [request.ended for request in self.requests(client) if request.status == 200]
+        return max((after - before for before, after in itertools.pairwise(good)), default=float("inf"))
 
     def outcome(self) -> Outcome:
         """Count what was seen until now."""
