@@ -185,13 +185,21 @@ def _way_over(layout: apiserver.Layout, config: CharmConfig) -> dict[str, str | 
 
 
 def _reached_by_bare_names(layout: apiserver.Layout | None, config: CharmConfig) -> dict[str, str | int]:
-    """List the bindings that users of Keystone's have by their bare names, where they go by those."""
+    """List the bindings that users of Keystone's have by their bare names, where they go by those; and the way on."""
     if layout is None or not config.names_upstream_way:
         return {}
     try:
-        return _listed("bindings", bindings.of_bare_names(layout))
+        reached = bindings.of_bare_names(layout)
     except apiserver.Unverified as error:
         return {"bindings": f"cannot be listed: {error}"}
+    commands = list(reached.commands[:LINES_SHOWN])
+    if len(reached.commands) > LINES_SHOWN:
+        commands.append(f"# and {len(reached.commands) - LINES_SHOWN} more, which are shown when these have been run")
+    if commands:
+        commands.insert(
+            0, "# leave out what is not meant for users of Keystone's; those of another domain end in @<its ID>"
+        )
+    return _listed("bindings", reached.told) | ({"native-names": "\n".join(commands)} if commands else {})
 
 
 def show_webhook_config(

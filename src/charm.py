@@ -295,6 +295,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         authenticator.wait_until_in_force(self.places, tls)
         if layout is not None and not missing.authentication:
             found.append(_BEHIND)
+        if layout is not None and config.authorization and not missing.authorization:
+            self._check_others_webhook(config, layout, tls)
         summary = self._summary(config, found, policy, status.keystone.outage)
         return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout), *_told_of_tls(offer, tls)]))
 
@@ -399,6 +401,19 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         told = [f"{server.name}: {'; '.join(server.missing)}" for server in running]
         several = "more than one kind is on this machine, and none asks us: " if len(running) > 1 else ""
         raise Blocked(f"manual, the API server does not ask us yet: {several}{'. '.join(told)}. {_PRINTS}")
+
+    def _check_others_webhook(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls) -> None:
+        """See that the authorization webhook which the control plane was given for our endpoint reaches us.
+
+        It may be what an authenticator before us left at this address, by whose CA nobody knows ours: with that the
+        API server answers 500 to whatever RBAC does not allow.
+        """
+        for server in apiserver.byhand.look(self.place, webhook.endpoint(tls, config.listen), True):
+            if server.layout and server.layout.name == layout.name and server.runs and server.missing:
+                raise Blocked(
+                    f"the API server is told to ask us about access, in a way that does not work: "
+                    f"{'; '.join(server.missing)}. Take that authorization webhook out, and ours is set in its place"
+                )
 
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""

@@ -12,6 +12,7 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,17 +54,22 @@ class Traffic:
 
     Args:
         cluster: with what they talk.
-        reviews: whether a third one has the API server ask its webhook each time, about a token that nobody has. What
+        others: more of them: by name the path that it asks for, and its token.
+        reviews: whether one more has the API server ask its webhook each time, about a token that nobody has. What
             the other two ask with is remembered there for ten seconds.
 
     """
 
-    def __init__(self, cluster: Cluster, *, reviews: bool = False) -> None:
+    def __init__(
+        self, cluster: Cluster, others: Mapping[str, tuple[str, str]] | None = None, *, reviews: bool = False
+    ) -> None:
         self._cluster = cluster
         self._stop = threading.Event()
         self._requests: list[Request] = []
         paths = {"admin": "/api/v1/namespaces", "kubelet": f"/api/v1/nodes/{NODE}"}
-        self._threads = [threading.Thread(target=self._loop, args=item, daemon=True) for item in paths.items()]
+        clients = [(name, path, cluster.tokens[name].token) for name, path in paths.items()]
+        clients += [(name, path, token) for name, (path, token) in (others or {}).items()]
+        self._threads = [threading.Thread(target=self._loop, args=client, daemon=True) for client in clients]
         if reviews:
             self._threads.append(threading.Thread(target=self._review, daemon=True))
 
@@ -80,8 +86,7 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
-    def _loop(self, client: str, path: str) -> None:
-        token = self._cluster.tokens[client].token
+    def _loop(self, client: str, path: str, token: str) -> None:
         while not self._stop.wait(PAUSE):
             began = time.time()
             status = self._cluster.status(path, token)
@@ -98,6 +103,15 @@ class Traffic:
             told = json.loads(done.stdout)["status"].get("error", "") if done.returncode == 0 else 'Post "http'
             answered = 'Post "http' not in told
             self._requests.append(Request("reviews", began, time.time(), 200 if answered else 0))
+
+    def requests(self, client: str) -> list[Request]:
+        """Give one client's requests until now."""
+        return [request for request in list(self._requests) if request.client == client]
+
+    def gap(self, client: str) -> float:
+        """Give the longest time, in seconds, from one good answer to the next that a client has had until now."""
+        good = [request.ended for request in self.requests(client) if request.status == 200]
+        return max((after - before for before, after in itertools.pairwise(good)), default=float("inf"))
 
     def outcome(self) -> Outcome:
         """Count what was seen until now."""

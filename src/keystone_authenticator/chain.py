@@ -285,10 +285,12 @@ class ChainedWebhook:
             raise CannotTell(f"{NAME}'s answer was not understood: {error}") from None
         if not 200 <= answer.status < 300:
             # Canonical Kubernetes' answers 401 and a review with an error where it does not know a token, and where its
-            # database does not answer. The API server takes either for a failure, whatever the review says; so do we.
-            raise CannotTell(
-                f"{SAYS}{verdict.error}" if verdict.error else f"{NAME} answered with status {answer.status}"
-            )
+            # database does not answer; k8s-keystone-auth 401 and a plain no. The API server takes either for a failure,
+            # whatever the review says; so do we.
+            told = verdict.error
+            if not told and answer.status == 401 and verdict.identity is None:
+                told = "no (with status 401)"
+            raise CannotTell(f"{SAYS}{told}" if told else f"{NAME} answered with status {answer.status}")
         return verdict
 
     async def close(self) -> None:

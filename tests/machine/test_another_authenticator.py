@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import hashlib
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from testbed import setup
 from testbed.certificates import Authority
@@ -285,50 +283,4 @@ def test_somebodys_service_stands_behind_our_endpoint_and_sees_no_cluster_token(
     assert len(stage.keystone.calls()) == before
     stage.unit.reset("authn-server-url", "authz-server-url", "auth-server-ca")
     assert who(stage, token()) == "keystone:alice"
-    stage.unit.remove()
-
-
-def test_a_cluster_with_keystone_k8s_auth_comes_over_and_its_users_keep_their_names(
-    stage: Stage, site: Site, service: str, token: Callable[[], str]
-) -> None:
-    """docs/migration.md; k8s-keystone-auth runs beside the machine in the place of pods."""
-    theirs = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [
-            {
-                "name": "webhook",
-                "cluster": {
-                    "server": service,
-                    "certificate-authority-data": base64.b64encode(site.authority.certificate).decode(),
-                },
-            }
-        ],
-        "users": [{"name": "webhook"}],
-        "contexts": [{"name": "webhook", "context": {"cluster": "webhook", "user": "webhook"}}],
-        "current-context": "webhook",
-    }
-    path = "/root/cdk/webhook-config.yaml"
-    stage.machine.write(path, yaml.safe_dump(theirs))
-    stage.cluster.authn_endpoint = service
-    stage.cluster.owner_sets(authorization_mode="Node,RBAC,Webhook", authorization_webhook_config_file=path)
-
-    def is_as_before() -> bool:
-        asked = (who(stage, token()), pods(stage, token()), pods(stage, token(), "kube-system"))
-        return asked == ("alice", 200, 403)
-
-    assert is_as_before()
-    options = {**stage.keystone_options, "policy": POLICY, "upstream-compatible": True}
-    stage.unit.deploy(stage.charm, options)
-    stage.unit.relate()
-    assert stage.unit.status.name == "blocked"
-    assert "another authorization webhook" in stage.unit.status.message
-    assert is_as_before(), "nothing was changed"
-
-    stage.cluster.authn_endpoint = ""
-    del stage.cluster.flags["authorization-webhook-config-file"]
-    stage.cluster.owner_sets(authorization_mode="Node,RBAC")
-    stage.unit.update_status()
-    assert stage.unit.status == ("active", "ready: charmed, policy 1 rules, upstream-compatible names")
-    assert is_as_before()
     stage.unit.remove()

@@ -841,6 +841,24 @@ def test_authorization_alone_goes_in_and_comes_out(machine: Machine) -> None:
     assert machine.args == before
 
 
+def test_for_tokens_alone_we_go_in_front_and_an_authorization_webhook_set_by_hand_stays(machine: Machine) -> None:
+    """The first step of who comes over from another authenticator (docs/migration.md)."""
+    machine.args = re.sub("Node,RBAC|RBAC,Node", r"\g<0>,Webhook", machine.args)
+    machine.args += '--authorization-webhook-config-file="/root/cdk/theirs.yaml"\n'
+    before = machine.args
+    assert "RBAC,Webhook" in before or "Node,Webhook" in before
+    apiserver.check(machine.layout, authorization=False)
+    apiserver.chain(machine.layout)
+    assert apply(machine, authorization=False)
+    flags = [word for word in machine.running_flags() if "webhook-config-file" in word]
+    assert [word for word in flags if "authorization" in word] == [
+        "--authorization-webhook-config-file=/root/cdk/theirs.yaml"
+    ]
+    assert flags[-1 if "authentication" in flags[-1] else -2].endswith("/authentication.kubeconfig")
+    assert apiserver.remove(machine.layout, patience=QUICK)
+    assert machine.args == before
+
+
 @pytest.mark.parametrize("missing", ["unit", "flags"])
 def test_a_machine_without_the_unit_or_its_flags_has_no_api_server(tree: Tree, missing: str) -> None:
     assert apiserver.detect("auto", tree.place) == tree.layout

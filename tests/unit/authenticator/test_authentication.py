@@ -773,7 +773,9 @@ def test_a_review_that_comes_with_an_error_status_is_no_verdict(webhook: StandIn
             "authenticated": False,
             "error": "the cluster's own token webhook says: invalid token",
         }
-        for behaviour in (says(ADMIN, 500), says({"authenticated": False}, 401), lambda *_: (403, b"no")):
+        webhook.behaviour = says({"authenticated": False}, 401)  # as k8s-keystone-auth does
+        assert (await ask("a::b"))["error"] == "the cluster's own token webhook says: no (with status 401)"
+        for behaviour in (says(ADMIN, 401), says({"authenticated": False}, 500), lambda *_: (401, b"no")):
             webhook.behaviour = behaviour
             status = await ask("a::b")
             assert not status["authenticated"]

@@ -9,6 +9,7 @@ import ops.testing
 import pytest
 
 import apiserver
+import bindings
 from apiserver import byhand
 
 POLICY = "- match: []\n- match: []\n"
@@ -225,6 +226,20 @@ def test_show_webhook_config_tells_of_bindings_where_names_are_bare_and_says_so_
     unit.configure(upstream_compatible=True).run()
 
     assert unit.action("show-webhook-config")["bindings"].startswith("cannot be listed: ")
+
+
+def test_show_webhook_config_gives_no_more_commands_for_bindings_than_people_read(unit, monkeypatch):
+    unit.configure(upstream_compatible=True).run()
+    lines = [f"line {n:02}" for n in range(60)]
+    monkeypatch.setattr("bindings.of_bare_names", lambda _: bindings.Reached(lines, lines))
+    results = unit.action("show-webhook-config")
+
+    shown = results["native-names"].splitlines()
+    assert shown[0].startswith("# leave out what is not meant for users of Keystone's")
+    assert shown[1:] == [*lines[:50], "# and 10 more, which are shown when these have been run"]
+    assert results["bindings"].splitlines()[-1] == "and 10 more"
+    monkeypatch.setattr("bindings.of_bare_names", lambda _: bindings.Reached(lines, []))
+    assert "native-names" not in unit.action("show-webhook-config")
 
 
 def test_actions_leave_the_status_as_it_is(unit):

@@ -13,6 +13,7 @@ import yaml
 import actions
 import apiserver
 import authenticator
+import bindings
 import config
 import flags
 import webhook
@@ -167,6 +168,14 @@ def test_the_program_explains_by_the_policy_that_the_charm_wrote(places, machine
 
 def test_a_displaced_webhooks_own_answer_begins_as_the_charm_expects():
     assert webhook._CHAINED_SAYS == chain.SAYS
+
+
+@pytest.mark.parametrize("name", ["alice", "Zoë O'Hara", "a/b", "a~b", "a:b@c", "50%", "a\nb"])
+def test_commands_for_bindings_spell_names_as_the_authenticator_does(name):
+    naming, project = identity.Naming("default", upstream_compatible=False), "0" * 32
+    assert bindings.native("User", name) == naming.user(name, "default")
+    assert bindings.native("Group", name) == naming.group(name, "default")
+    assert bindings.native("Group", project) == naming.project(project)
 
 
 def test_every_layout_that_there_is_can_be_chosen():

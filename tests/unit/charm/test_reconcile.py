@@ -165,6 +165,21 @@ def test_behind_the_clusters_own_webhook_only_what_is_missing_is_set(unit, machi
     assert wiring.desired is None, "told about access as well, the API server needs no flag of ours"
 
 
+def test_an_authorization_webhook_at_our_address_that_cannot_reach_us_is_no_readiness(unit, machine, wiring):
+    """Such as an authenticator before us left: by its CA nobody knows ours."""
+    wiring.asked_already = apiserver.Asked(authentication=True, authorization=True)
+    lacks = "/its/file does not name the CA by which our endpoint is known"
+    wiring.by_hand = [apiserver.byhand.Server(wiring.layout, True, (lacks,), behind=True)]
+    status = unit.configure(policy=POLICY).run()
+
+    assert isinstance(status, ops.BlockedStatus)
+    assert lacks in status.message
+    assert "Take that authorization webhook out, and ours is set" in status.message
+    assert machine.active("kubernetes-keystone.service"), "tokens are answered all the same"
+    wiring.by_hand = [apiserver.byhand.Server(wiring.layout, True, (), behind=True)]
+    assert unit.run().message == "ready: charmed, asked by the cluster's own token webhook, policy 1 rules"
+
+
 def test_flags_lead_to_us_no_more_before_we_stop_asking_the_clusters_own_webhook(unit, machine, wiring):
     """A cluster token that came here between the two would be refused."""
     unit.configure(policy=POLICY).run()
