@@ -14,7 +14,6 @@ from testbed import pack
 from testbed.agent import Unit
 from testbed.charmed import Charmed
 from testbed.cluster import Cluster
-from testbed.juju import Juju
 from testbed.keystone import Keystone
 
 C = TypeVar("C", bound=Cluster)
@@ -45,7 +44,6 @@ class StageOf(Generic[C]):
             self.keystone = stack.enter_context(Keystone(self.machine.host_address, caching=self._caching))
             # Python keeps quiet about what will change one day, unless it is asked.
             self.unit = Unit(self.machine, environment={"PYTHONWARNINGS": "default"})
-            self.juju = Juju([self.unit], self.charm, [self.cluster], self.keystone)
             self._stack = stack.pop_all()
         return self
 
