@@ -97,6 +97,11 @@ def test_the_tutorial_works_as_it_is_written(stage: Stage, opened: Opener, reque
             # "When she has worked for more than that minute, the status has it from the next hook on."
             stage.machine.wait(lambda: _told_at_a_hook(stage, reader), "the status to tell of the outage", 180, every=3)
         reader.does(step, following.text if following is not None and following.kind == "answer" else "")
+        if "application credential create" in step.text:
+            # Keystone on SQLite gives a deleted credential's number again while its roles are still there: this one
+            # has the last number when hers goes with her.
+            bystanders = stage.keystone.project("bystanders")
+            stage.keystone.application_credential(stage.keystone.member("bystander", bystanders), bystanders)
         if step.text.startswith("juju deploy"):
             # The minute in which her token is believed is for readers.
             stage.juju("config kubernetes-keystone token-cache-ttl=5")
