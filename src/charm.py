@@ -417,8 +417,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append("INSECURE: tokens go to Keystone over http")
         if outage is not None:
             # No fault of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
-            logger.warning("no answers about Keystone's tokens: %s", outage)
-            parts.append(f"no answers about Keystone's tokens: {outage}")
+            parts.append(_wrong(f"no answers about Keystone's tokens: {outage}"))
         return "ready: " + ", ".join(parts)
 
 
@@ -429,7 +428,7 @@ def _told_of_cluster(status: Status) -> list[str]:
     if configmap is not None:
         wrong = configmap.error or (status.policy.error if configmap.state == "present" else None)
         if wrong:
-            parts.append(f"policy-configmap not used, what was in force still is: {wrong[:200]}")
+            parts.append(_wrong(f"policy-configmap: the policy stays as it was: {wrong[:200]}"))
         elif status.policy.source == "configmap":
             parts.append(f"the policy in force is {configmap.name}'s, {status.policy.rules} rules")
         else:
@@ -437,8 +436,14 @@ def _told_of_cluster(status: Status) -> list[str]:
     if status.sync is not None:
         wrong = status.sync.error or status.sync.passes.error
         well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
-        parts.append(f"sync: {wrong[:200]}" if wrong else well)
+        parts.append(_wrong(f"sync: {wrong[:200]}") if wrong else well)
     return parts
+
+
+def _wrong(text: str) -> str:
+    """Have Juju's log say what is wrong as well, where the unit is active all the same."""
+    logger.warning("%s", text)
+    return text
 
 
 def _told(error: Exception | str) -> str:

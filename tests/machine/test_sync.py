@@ -72,7 +72,7 @@ def test_the_status_says_that_the_policy_of_the_cluster_is_in_force(stage: Stage
     what = "the policy in force is kube-system/k8s-auth-policy's, 1 rules"
     stage.machine.wait(lambda: what in told(), "the status", 60, every=1)
     stage.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {"policies": "["}})
-    stage.machine.wait(lambda: "policy-configmap not used, what was in force still is" in told(), "it", 60, every=1)
+    stage.machine.wait(lambda: "policy-configmap: the policy stays as it was" in told(), "it", 60, every=1)
 
 
 def test_removal_takes_the_user_of_ours_away_and_leaves_the_tenants_namespaces(

@@ -142,7 +142,7 @@ def test_the_status_tells_how_sync_goes(unit, machine, user, says, told):
     ("state", "source", "error", "told"),
     [
         ("present", "configmap", None, "the policy in force is a/b's, 7 rules"),
-        ("present", "configmap", "a/b: line 3", "policy-configmap not used, what was in force still is: a/b: line 3"),
+        ("present", "configmap", "a/b: line 3", "policy-configmap: the policy stays as it was: a/b: line 3"),
         ("absent", "option", None, "policy-configmap a/b is absent"),
     ],
 )
