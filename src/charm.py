@@ -344,7 +344,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             chained = authenticator.status().chained.state == "ready"
             webhook.probe(kubeconfig, layout.admin_kubeconfig, chained=chained)
 
-        apiserver.apply(layout, desired, probe, self._announce)
+        try:
+            apiserver.apply(layout, desired, probe, self._announce)
+        except apiserver.NotReady as error:
+            why = webhook.in_the_way(kubeconfig, layout.admin_kubeconfig)
+            raise apiserver.NotReady(f"{error}: {why}" if why else str(error)) from error
         state = apiserver.state(layout)
         # Bypassed, too: the authenticator is back, or we would not be here, and a timer of the wiring's notices.
         if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL, apiserver.Kind.BYPASSED}:

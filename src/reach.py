@@ -151,7 +151,7 @@ def _get(option: str, ca_option: str, url: str, ca: str, body: dict[str, Any] | 
         except requests.exceptions.SSLError as error:
             raise ConfigError(
                 option,
-                f"the certificate of {url} does not verify ({reason(error)}); is {ca_option} the CA"
+                f"{url} cannot be reached: its certificate is not trusted ({reason(error)}); is {ca_option} the CA"
                 " that signed it? Nothing was changed",
             ) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:

@@ -38,6 +38,7 @@ RENEW_DAYS = 30
 """A certificate with less life left than this is made anew."""
 _NAMES = ("127.0.0.1", "localhost")
 _CHAINED_SAYS = "the cluster's own token webhook says: "
+_CANNOT_TELL = "the authenticator cannot tell about the cluster's own token: "
 """How the authenticator begins an error that is the displaced webhook's own answer (`chain.SAYS`; a test compares)."""
 
 
@@ -192,6 +193,20 @@ def probe(kubeconfig: bytes, admin_kubeconfig: Path, *, chained: bool, seconds: 
         time.sleep(1)
 
 
+def in_the_way(kubeconfig: bytes, admin_kubeconfig: Path) -> str:
+    """Say why the endpoint cannot tell about the cluster's own token, of which an API server only says that it is not good.
+
+    Returns:
+        nothing where it can tell, where there is no such token, or where it does not answer at all.
+    """
+    try:
+        token = _token(admin_kubeconfig)
+        error = ask(kubeconfig, token).get("error") if token else None
+    except (NoAnswer, Waiting):
+        return ""
+    return f"{_CANNOT_TELL}{error}" if error else ""
+
+
 @dataclass(frozen=True)
 class _Issued:
     certificate: x509.Certificate
@@ -207,7 +222,7 @@ def _review(kubeconfig: bytes, token: str, chained: bool, known: bool) -> str:
     if status.get("error") and not known and status["error"].startswith(_CHAINED_SAYS):
         return ""  # it was asked, and has not heard of a token that nobody has
     if status.get("error"):
-        return f"the authenticator cannot tell about the cluster's own token: {status['error']}"
+        return f"{_CANNOT_TELL}{status['error']}"
     # `uid::token` is what Charmed Kubernetes' token webhook knows; another kind may be known to the API server itself
     # (--token-auth-file), which goes on without us. Whether it does is verified after the restart in any case.
     if not status.get("authenticated") and chained and known and "::" in token:
