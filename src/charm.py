@@ -198,8 +198,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            logger.error("blocked: %s", error)
-            return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
+            told = f"{_told(error)}: make room, or the disk writable; the next hook tries again"
+            logger.error("blocked: %s", told)
+            return ops.BlockedStatus(told)
 
     def _config(self) -> CharmConfig:
         """Give the options, and what there is beside them: Keystone's charm's word, and a resource that is attached."""
@@ -286,7 +287,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
         if layout is not None and not missing.authentication:
             found.append(_BEHIND)
-        summary = self._summary(config, found, policy, status.keystone.outage)
+        summary = self._summary(config, found, policy, status)
         return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout)]))
 
     def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
@@ -402,7 +403,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         except apiserver.WiringError:
             return None
 
-    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, outage: str | None) -> str:
+    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, status: Status) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [*found]
         if config.authorization_service:
@@ -419,9 +420,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append(f"k8s-keystone-auth{attached} sha256 {program.record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
-        if outage is not None:
-            # No fault of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
-            parts.append(_wrong(f"no answers about Keystone's tokens: {outage}"))
+        # No faults of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
+        if status.keystone.outage is not None:
+            parts.append(_wrong(f"no answers about Keystone's tokens: {status.keystone.outage}"))
+        if status.chained.outage is not None:
+            parts.append(_wrong(status.chained.outage))
         return "ready: " + ", ".join(parts)
 
 

@@ -38,8 +38,8 @@ RENEW_DAYS = 30
 """A certificate with less life left than this is made anew."""
 _NAMES = ("127.0.0.1", "localhost")
 _CHAINED_SAYS = "the cluster's own token webhook says: "
-_CANNOT_TELL = "the authenticator cannot tell about the cluster's own token: "
 """How the authenticator begins an error that is the displaced webhook's own answer (`chain.SAYS`; a test compares)."""
+_CANNOT_TELL = "the authenticator cannot tell about the cluster's own token: "
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def probe(kubeconfig: bytes, admin_kubeconfig: Path, *, chained: bool, seconds: 
 
 
 def in_the_way(kubeconfig: bytes, admin_kubeconfig: Path) -> str:
-    """Say why the endpoint cannot tell about the cluster's own token, of which an API server only says that it is not good.
+    """Say why the endpoint cannot tell about the cluster's own token; an API server only says that it is not good.
 
     Returns:
         nothing where it can tell, where there is no such token, or where it does not answer at all.

@@ -5,7 +5,7 @@
     demo       the main job from end to end, told step by step
     up         a control plane, a Keystone and the packed charm, with a prompt that takes the place of `juju`
     picture    Horizon with the button for kubeconfigs, for the documentation
-    dashboard  the dashboard after an outage on three control-plane machines, for the documentation; a quarter of an hour
+    dashboard  the dashboard after an outage on three control-plane machines, for the documentation; 10 to 15 minutes
     clean      remove what a killed run left behind
 
 Everything that `up` started ends with it, however it ends.

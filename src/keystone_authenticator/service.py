@@ -803,6 +803,7 @@ class Service:
                 "state": self._chain_state,
                 "hash": self._chain_part.hash,
                 "error": self._chain_part.error,
+                "outage": self.authenticator.cluster.outage,
             },
             "tls": {"hash": self._tls_part.hash, "error": self._tls_part.error},
             "keystone": {
