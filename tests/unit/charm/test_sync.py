@@ -136,6 +136,7 @@ def test_a_cluster_that_does_not_answer_is_told_and_keeps_nobody_out(unit):
 def test_the_status_tells_how_sync_goes(unit, machine, user, says, told):
     machine.says = says
     assert unit.configure(sync_config=SYNC).run().message.endswith(told)
+    assert (told in unit.log) == told.startswith("sync: "), "what is wrong, and nothing else"
 
 
 @pytest.mark.parametrize(
