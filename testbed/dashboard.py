@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import requests
 from playwright.sync_api import Route
 
 from testbed import setup
@@ -43,6 +44,7 @@ BEFORE, AWAY, AFTER = 150.0, 150.0, 120.0
 """Seconds that everything is well, that Keystone is away, that it is back: known users are in the grace after 60."""
 USERS = 12
 NEWCOMER = 3.0  # seconds between two logins
+TURNS = 10  # hooks that a unit may wait until the others have restarted their API servers
 
 
 def filled(expression: str, rate_interval: str) -> str:
@@ -111,8 +113,9 @@ def answers(prometheus: Prometheus, began: float, ended: float) -> dict[str, Any
 def _deploy(unit: Unit, charm: Path, options: Mapping[str, str]) -> None:
     unit.deploy(charm, options)
     unit.relate()
-    while unit.status.name == "waiting":  # for its turn
-        unit.update_status()
+    for _ in range(TURNS):
+        if unit.status.name == "waiting":
+            unit.update_status()
     if unit.status.name != "active":
         raise TestbedError(f"{unit.name} is {unit.status.name}: {unit.status.message}")
 
@@ -188,7 +191,7 @@ class People:
         if not self.keystone_is_there.is_set():
             self._lists(self._late.pop() if self._late else self._tokens[0], "default")
             return
-        with contextlib.suppress(Exception):  # Keystone may be going just now
+        with contextlib.suppress(TestbedError, requests.RequestException):  # Keystone may be going just now
             self._lists(self._login(), "default")
 
     def _guesses(self) -> None:
