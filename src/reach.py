@@ -160,7 +160,7 @@ def _get(option: str, ca_option: str, url: str, ca: str, body: dict[str, Any] | 
 
 
 def reason(error: Exception) -> str:
-    """Give the innermost reason in one line, in the system's own word where it has one; requests wraps it several times."""
+    """Give the innermost reason in one line, in the system's own words; requests wraps it several times over."""
     found: object = error
     while True:
         inner = getattr(found, "reason", None) or (
