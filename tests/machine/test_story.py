@@ -183,7 +183,7 @@ def test_from_one_policy_to_another_nothing_restarts(story: Story) -> None:
 def test_a_bad_policy_keeps_the_old_one_in_force(story: Story) -> None:
     unit = story.stage.unit
     unit.configure(policy="- users: {projects: [demo]}\n  resource_permissions: [oops]\n")
-    told_everywhere(unit, "policy: item 1")
+    told_everywhere(unit, "policy: ")
     assert unit.status.message in unit.debug_log(), "which tells the same story"
     assert story.kubectl("get", "pods")[0] == 0
     refused = unit.run_action("reload-policy")
