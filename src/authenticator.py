@@ -140,6 +140,7 @@ class Change(pydantic.BaseModel, frozen=True):
 
 class _ChainPart(_Part, frozen=True):
     state: str = "off"
+    outage: str | None = None
 
 
 class _KeystonePart(pydantic.BaseModel, frozen=True):

@@ -203,8 +203,9 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            logger.error("blocked: %s", error)
-            return ops.BlockedStatus(f"{_told(error)}: make room, or the disk writable; the next hook tries again")
+            told = f"{_told(error)}: make room, or the disk writable; the next hook tries again"
+            logger.error("blocked: %s", told)
+            return ops.BlockedStatus(told)
 
     def _config(self) -> CharmConfig:
         """Give the options, and what there is beside them: Keystone's charm's word, and a resource that is attached."""
@@ -297,7 +298,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             found.append(_BEHIND)
         if layout is not None and config.authorization and not missing.authorization:
             self._check_others_webhook(config, layout, tls)
-        summary = self._summary(config, found, policy, status.keystone.outage)
+        summary = self._summary(config, found, policy, status)
         return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout), *_told_of_tls(offer, tls)]))
 
     def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
@@ -367,7 +368,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             chained = authenticator.status().chained.state == "ready"
             webhook.probe(kubeconfig, layout.admin_kubeconfig, chained=chained)
 
-        apiserver.apply(layout, desired, probe, self._announce)
+        try:
+            apiserver.apply(layout, desired, probe, self._announce)
+        except apiserver.NotReady as error:
+            why = webhook.in_the_way(kubeconfig, layout.admin_kubeconfig)
+            raise apiserver.NotReady(f"{error}: {why}" if why else str(error)) from error
         state = apiserver.state(layout)
         # Bypassed, too: the authenticator is back, or we would not be here, and a timer of the wiring's notices.
         if state.kind in {apiserver.Kind.PENDING, apiserver.Kind.TRIAL, apiserver.Kind.BYPASSED}:
@@ -435,7 +440,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         except apiserver.WiringError:
             return None
 
-    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, outage: str | None) -> str:
+    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, status: Status) -> str:
         """Say in a line what is in force, and what an operator should not forget."""
         parts = [*found]
         if config.authorization_service:
@@ -452,10 +457,11 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             parts.append(f"k8s-keystone-auth{attached} sha256 {program.record.sha256}")
         if config.keystone_in_clear:
             parts.append("INSECURE: tokens go to Keystone over http")
-        if outage is not None:
-            # No fault of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
-            logger.warning("no answers about Keystone's tokens: %s", outage)
-            parts.append(f"no answers about Keystone's tokens: {outage}")
+        # No faults of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
+        if status.keystone.outage is not None:
+            parts.append(_wrong(f"no answers about Keystone's tokens: {status.keystone.outage}"))
+        if status.chained.outage is not None:
+            parts.append(_wrong(status.chained.outage))
         return "ready: " + ", ".join(parts)
 
 
@@ -466,7 +472,7 @@ def _told_of_cluster(status: Status) -> list[str]:
     if configmap is not None:
         wrong = configmap.error or (status.policy.error if configmap.state == "present" else None)
         if wrong:
-            parts.append(f"policy-configmap not used, what was in force still is: {wrong[:200]}")
+            parts.append(_wrong(f"policy-configmap: the policy stays as it was: {wrong[:200]}"))
         elif status.policy.source == "configmap":
             parts.append(f"the policy in force is {configmap.name}'s, {status.policy.rules} rules")
         else:
@@ -474,16 +480,22 @@ def _told_of_cluster(status: Status) -> list[str]:
     if status.sync is not None:
         wrong = status.sync.error or status.sync.passes.error
         well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
-        parts.append(f"sync: {wrong[:200]}" if wrong else well)
+        parts.append(_wrong(f"sync: {wrong[:200]}") if wrong else well)
     return parts
 
 
 def _told_of_tls(offer: certificates.Offer, tls: webhook.Tls) -> list[str]:
     """Say what is not as it should be about the endpoint's certificate."""
-    parts = [f"{certificates.RELATION}: {offer.problem}"] if offer.problem else []
+    parts = [_wrong(f"{certificates.RELATION}: {offer.problem}")] if offer.problem else []
     if webhook.waits(tls):
-        parts.append(f"the endpoint's next certificate waits until the API server knows its CA. {_PRINTS}")
+        parts.append(_wrong(f"the endpoint's next certificate waits until the API server knows its CA. {_PRINTS}"))
     return parts
+
+
+def _wrong(text: str) -> str:
+    """Have Juju's log say what is wrong as well, where the unit is active all the same."""
+    logger.warning("%s", text)
+    return text
 
 
 def _told(error: Exception | str) -> str:

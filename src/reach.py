@@ -6,6 +6,7 @@ Not here: whether its answers are true; and what the authenticator judges, all t
 from __future__ import annotations
 
 import json
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -151,7 +152,7 @@ def _get(option: str, ca_option: str, url: str, ca: str, body: dict[str, Any] | 
         except requests.exceptions.SSLError as error:
             raise ConfigError(
                 option,
-                f"the certificate of {url} does not verify ({reason(error)}); is {ca_option} the CA"
+                f"{url} cannot be reached: its certificate is not trusted ({reason(error)}); is {ca_option} the CA"
                 " that signed it? Nothing was changed",
             ) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -159,12 +160,16 @@ def _get(option: str, ca_option: str, url: str, ca: str, body: dict[str, Any] | 
 
 
 def reason(error: Exception) -> str:
-    """Give the innermost reason in one line; requests wraps it several times over."""
+    """Give the innermost reason in one line, in the system's own words; requests wraps it several times over."""
     found: object = error
     while True:
         inner = getattr(found, "reason", None) or (
             found.args[0] if isinstance(found, Exception) and found.args else None
         )
         if not isinstance(inner, Exception):
-            return str(found).partition("\n")[0]
+            if isinstance(found, ssl.SSLCertVerificationError):
+                return found.verify_message
+            cause = getattr(found, "__cause__", None)
+            told = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(found)
+            return told.partition("\n")[0]
         found = inner

@@ -46,6 +46,7 @@ NEW_CA_AT = 1 / 10
 _NAMES = ("127.0.0.1", "localhost")
 _CHAINED_SAYS = "the cluster's own token webhook says: "
 """How the authenticator begins an error that is the displaced webhook's own answer (`chain.SAYS`; a test compares)."""
+_CANNOT_TELL = "the authenticator cannot tell about the cluster's own token: "
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,20 @@ def probe(kubeconfig: bytes, admin_kubeconfig: Path, *, chained: bool, seconds: 
         time.sleep(1)
 
 
+def in_the_way(kubeconfig: bytes, admin_kubeconfig: Path) -> str:
+    """Say why the endpoint cannot tell about the cluster's own token; an API server only says that it is not good.
+
+    Returns:
+        nothing where it can tell, where there is no such token, or where it does not answer at all.
+    """
+    try:
+        token = _token(admin_kubeconfig)
+        error = ask(kubeconfig, token).get("error") if token else None
+    except (NoAnswer, Waiting):
+        return ""
+    return f"{_CANNOT_TELL}{error}" if error else ""
+
+
 class _Adapter(requests.adapters.HTTPAdapter):
     """Connections with a TLS context of ours."""
 
@@ -274,7 +289,7 @@ def _review(kubeconfig: bytes, token: str, chained: bool, known: bool) -> str:
     if status.get("error") and not known and status["error"].startswith(_CHAINED_SAYS):
         return ""  # it was asked, and has not heard of a token that nobody has
     if status.get("error"):
-        return f"the authenticator cannot tell about the cluster's own token: {status['error']}"
+        return f"{_CANNOT_TELL}{status['error']}"
     # `uid::token` is what Charmed Kubernetes' token webhook knows; another kind may be known to the API server itself
     # (--token-auth-file), which goes on without us. Whether it does is verified after the restart in any case.
     if not status.get("authenticated") and chained and known and "::" in token:

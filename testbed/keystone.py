@@ -380,14 +380,23 @@ class Keystone(Api):
             database.execute("UPDATE endpoint SET url = ?", (self.url,))
             database.execute("PRAGMA journal_mode = WAL")  # so that readers and a writer do not wait for each other
         database.close()
+        self._certify()
+        self._record = self.folder / "requests"
+        self._record.touch()
+
+    def _certify(self) -> None:
         authority = Authority("Keystone of the test bed")
         server = authority.sign("keystone", hosts=[*self.addresses, "127.0.0.1", "localhost"])
         self.ca = self.folder / "ca.pem"
         self.ca.write_bytes(authority.certificate)
         (self.folder / "server.pem").write_bytes(server.certificate)
         (self.folder / "server.key").write_bytes(server.key)
-        self._record = self.folder / "requests"
-        self._record.touch()
+
+    def change_authority(self) -> None:
+        """Start it anew with a certificate of another CA, which is in `ca` from now on."""
+        self.stop()
+        self._certify()
+        self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers. What it knew before is still there."""

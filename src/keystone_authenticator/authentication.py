@@ -24,7 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from keystone_authenticator import clock, document, reviews
 from keystone_authenticator.backend import Backend
-from keystone_authenticator.chain import ChainedWebhook, claims_to_be_ours
+from keystone_authenticator.chain import SAYS, ChainedWebhook, claims_to_be_ours
 from keystone_authenticator.identity import Identity, Naming, UnusableIdentityError
 from keystone_authenticator.keystone import DEADLINE, Keystone, Memberships, Refused
 from keystone_authenticator.metrics import Metrics
@@ -602,6 +602,8 @@ class ClusterTokens:
         """Without `webhook` everything is refused; with a `problem` nothing can be told."""
         self._webhook = webhook
         self._problem = problem
+        self.outage: str | None = None
+        """Why the webhook gave no verdict when it was asked last; None if it did."""
         self._verdicts: Cache[tuple[float, Verdict]] = Cache(
             MOST_USERS,
             MOST_USER_BYTES,
@@ -648,10 +650,13 @@ class ClusterTokens:
             verdict = await webhook.review(review)
         except CannotTell as error:
             logger.warning("%s", error)
+            # What it says itself may be about this one token alone.
+            self.outage = None if str(error).startswith(SAYS) else str(error)
             return error
         except Exception as error:
             logger.exception("a fault of ours while the cluster's own token webhook was asked")
             return CannotTell(f"an internal fault ({type(error).__name__})")
+        self.outage = None
         if verdict.identity is None and verdict.error:
             return CannotTell(verdict.error)
         reason = claims_to_be_ours(verdict)

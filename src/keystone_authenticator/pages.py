@@ -182,6 +182,7 @@ class Pages:
                 "state": parts.chain_state,
                 "hash": parts.chain_part.hash,
                 "error": parts.chain_part.error,
+                "outage": parts.authenticator.cluster.outage,
             },
             "tls": {"hash": parts.tls_part.hash, "error": parts.tls_part.error},
             "keystone": {

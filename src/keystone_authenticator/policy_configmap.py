@@ -52,7 +52,7 @@ class PolicyConfigMap:
             except (CannotTell, Refusal) as error:
                 told = f"the ConfigMap {self._namespace}/{self._name} cannot be read: {error}"
                 if told != self.error:
-                    logger.warning("%s", told)
+                    logger.warning("the policy stays as it was: %s", told)
                 self.error = told
             except Exception:
                 logger.exception("a fault of ours while a ConfigMap was watched")

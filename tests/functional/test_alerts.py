@@ -215,7 +215,7 @@ def test_an_outage_says_for_how_long_known_users_go_on(tmp_path: Path, rules: di
     expected = {
         "exp_labels": {**SCRAPED, **rule["labels"]},
         "exp_annotations": {
-            "summary": "Keystone gives the authenticator of kubernetes-keystone/0 no answers.",
+            "summary": "kubernetes-keystone/0: no answers about Keystone's tokens.",
             "description": "Users who were known before go on for 3m 20s at the most; new logins fail.",
         },
     }

@@ -1,7 +1,7 @@
 """The dashboard and the alert rules: a real Prometheus that scrapes a real authenticator has what they ask for.
 
 Grafana itself is not there: its own schema says whether it would know every field of the dashboard, and Prometheus
-whether every panel would show something.
+whether every panel would show something. How it looks is `python3 -m testbed dashboard`'s.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import yaml
 
 import observability
-from testbed import setup
+from testbed.dashboard import filled
 from testbed.keystone import Keystone
-from testbed.processes import free_port, process
+from testbed.prometheus import Prometheus
 from tests.functional.test_alerts import LABELS, SCRAPED
 from tests.unit.authenticator.support import (
     Authority,
@@ -53,26 +50,15 @@ POLICY = json.dumps([{"users": {"projects": ["watched"]}, "resource_permissions"
 WANTED = "wanted 1\nstate confirmed\nstarts 3\nlife boot 1\nretry -\nend\n"
 
 
-@dataclass(frozen=True)
-class Prometheus:
-    """One that runs, and where the files are that the authenticator follows."""
-
-    url: str
-    folder: Path
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """What it has now."""
-        answer = requests.post(f"{self.url}/api/v1/query", data={"query": expression}, timeout=10)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["data"]["result"]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the files are that the authenticator follows."""
+    return tmp_path_factory.mktemp("monitored")
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    tmp_path_factory: pytest.TempPathFactory, authority: Authority, keystone: Keystone
-) -> Iterator[Prometheus]:
+def prometheus(folder: Path, authority: Authority, keystone: Keystone) -> Iterator[Prometheus]:
     """One that has scraped an authenticator for a while, of which everybody wants something meanwhile."""
-    folder = tmp_path_factory.mktemp("monitored")
     webhook = StandIn(authority.server_context())
     webhook.behaviour = says(ADMIN)
     policy, chain, flags = folder / "policy.json", folder / "chained", folder / "wanted"
@@ -85,48 +71,17 @@ def prometheus(
     with serving(
         folder, authority, **{"keystone": {"url": keystone.url, "ca": str(keystone.ca)}, **settings}
     ) as service:
-        port = free_port()
-        labels = {"juju_charm": "", **SCRAPED}
-        (folder / "prometheus.yml").write_text(
-            yaml.safe_dump(
-                {
-                    "global": {"scrape_interval": "1s"},
-                    "scrape_configs": [
-                        {
-                            "job_name": "kubernetes-keystone",
-                            "static_configs": [{"targets": [f"127.0.0.1:{service.private}"], "labels": labels}],
-                        }
-                    ],
-                }
-            )
-        )
-        command = [
-            setup.prometheus() / "prometheus",
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ]
         over = threading.Event()
         load = threading.Thread(target=_everybody, args=(service, token, over))
-        with process(folder / "prometheus.log", command):
+        with Prometheus([(service.private, {"juju_charm": "", **SCRAPED})]) as running:
             load.start()
             try:
-                running = Prometheus(f"http://127.0.0.1:{port}", folder)
-                eventually(lambda: _is_up(running), 60)
+                eventually(lambda: running.query("count_over_time(up[1m]) >= 10"), 60)
                 yield running
             finally:
                 over.set()
                 load.join()
     webhook.close()
-
-
-def _is_up(prometheus: Prometheus) -> bool:
-    try:
-        if requests.get(f"{prometheus.url}/-/ready", timeout=10).status_code != 200:
-            return False  # it answers before it can tell anything
-    except requests.RequestException:
-        return False
-    return bool(prometheus.query("count_over_time(up[1m]) >= 10"))
 
 
 def _everybody(service: Service, token: str, over: threading.Event) -> None:
@@ -179,19 +134,18 @@ def test_each_variable_of_the_dashboard_finds_something(prometheus: Prometheus) 
         if variable["type"] == "query":
             found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
             assert found, variable
-            values = {series["metric"].get(found[2]) for series in prometheus.query(_filled(found[1]))}
+            values = {series["metric"].get(found[2]) for series in prometheus.query(_asked(found[1]))}
             assert values == {SCRAPED[variable["name"]]}
 
 
-def _filled(expression: str) -> str:
-    """With what Grafana puts in the places of its variables, all being selected."""
-    return re.sub(r"\$juju_\w+", ".+", expression.replace("$__rate_interval", "10s"))
+def _asked(expression: str) -> str:
+    return filled(expression, "10s")
 
 
 @pytest.mark.parametrize("expression", TARGETS)
 def test_each_panel_shows_something(prometheus: Prometheus, expression: str) -> None:
     def numbers() -> list[float]:
-        found = [float(series["value"][1]) for series in prometheus.query(_filled(expression))]
+        found = [float(series["value"][1]) for series in prometheus.query(_asked(expression))]
         return [number for number in found if not math.isnan(number)]  # of a service that nobody calls there is no time
 
     assert eventually(numbers, 30)
@@ -211,9 +165,11 @@ def test_nothing_is_alarming_about_an_authenticator_that_is_well(prometheus: Pro
     assert alarming <= {"KeystoneCertificateEnds", "KeystoneRefusalsAboveUsual"}
 
 
-def test_what_goes_wrong_is_alarming_and_is_no_more_when_it_is_over(prometheus: Prometheus, keystone: Keystone) -> None:
+def test_what_goes_wrong_is_alarming_and_is_no_more_when_it_is_over(
+    prometheus: Prometheus, folder: Path, keystone: Keystone
+) -> None:
     expressions = {rule["alert"]: rule["expr"] for rule in RULES}
-    policy, flags = prometheus.folder / "policy.json", prometheus.folder / "wanted"
+    policy, flags = folder / "policy.json", folder / "wanted"
     faults = {
         "KeystonePolicyReloadFailed": (lambda: replace(policy, "[{}]"), lambda: replace(policy, POLICY)),
         "KeystoneFlagsBypassed": (

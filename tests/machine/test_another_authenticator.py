@@ -23,6 +23,7 @@ from testbed.certificates import Authority
 from testbed.registry import Registry, file, folder, layer
 from testbed.stage import Stage
 from tests.machine import sandbox
+from tests.machine.telling import told_everywhere
 
 POLICY = json.dumps(
     [{"users": {"projects": ["demo"], "roles": ["member"]}, "resource_permissions": {"default/pods": ["list"]}}]
@@ -154,7 +155,7 @@ def test_a_program_that_does_not_run_is_never_switched_to(stage: Stage, site: Si
     checksum = site.put("true", Path("/bin/true").read_bytes())
     stage.unit.configure(k8s_keystone_auth_url=f"{site.url}/true", k8s_keystone_auth_sha256=checksum)
     assert stage.unit.status.name == "blocked"
-    assert "what it names does not run" in stage.unit.status.message
+    told_everywhere(stage.unit, "what it names does not run")
     assert "what was in force stays" in stage.unit.status.message
     assert running(stage) == [before]
     assert stage.machine.show(before, "InvocationID") == invocation

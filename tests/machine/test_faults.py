@@ -5,6 +5,7 @@ Each test has a unit of its own on one stage, and leaves the machine as it found
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from testbed.agent import Unit
-from testbed.charmed import API_SERVER, Charmed
+from testbed.charmed import API_SERVER, AUTH_WEBHOOK, Charmed
 from testbed.stage import Stage
 from testbed.traffic import lives_of
+from tests.machine.telling import told_everywhere
 
 POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {"default/pods": ["list"]}}])
 OURS = (
@@ -25,6 +27,7 @@ OURS = (
 )
 SQUATTER = "import socket, time; s = socket.create_server(('127.0.0.1', 8443)); time.sleep(300)"
 SERVICE = "kubernetes-keystone.service"
+SOCKET = "kubernetes-keystone.socket"
 LOOK = "kubernetes-keystone-hook.timer"
 ANOTHER_PYTHONS = """
 for folder in /opt/kubernetes-keystone/current/lib /var/lib/juju/agents/unit-kubernetes-keystone-0/charm/venv; do
@@ -78,14 +81,6 @@ def asked_at_each_hook(stage: Stage, unit: Unit) -> None:
     assert metric(stage, age) < 11
 
 
-def told_everywhere(stage: Stage, unit: Unit, fault: str, journal: str = SERVICE) -> None:
-    """The unit's status, `juju debug-log` and a journal tell of a fault in the same words."""
-    unit.update_status()
-    assert fault in unit.status.message
-    assert fault in unit.debug_log()
-    assert fault in stage.machine.journal(journal)
-
-
 def cluster_tokens_work(cluster: Charmed) -> None:
     cluster.wait_ready()
     assert cluster.status("/api/v1/namespaces", cluster.tokens["admin"].token) == 200
@@ -126,8 +121,8 @@ def test_flags_that_the_api_server_cannot_run_with_are_taken_out_and_not_tried_a
     args = stage.cluster.args()
     refuses_our_flags(True)
     unit.relate()
-    assert unit.status.name == "blocked"
-    assert "API server" in unit.status.message
+    told_everywhere(unit, "the API server did not keep running with Keystone's flags")
+    assert "API server: " in unit.debug_log(), "its last lines"
     assert stage.cluster.args() == args
     cluster_tokens_work(stage.cluster)
     tried = len(lives_of(stage.cluster))
@@ -154,7 +149,7 @@ def test_an_api_server_that_crash_loops_with_our_flags_comes_back_without_them(
     cluster_tokens_work(stage.cluster)
     assert b"kubernetes-keystone" not in stage.cluster.args()
     unit.update_status()
-    assert unit.status.name == "blocked"
+    told_everywhere(unit, "the API server kept ending soon after its starts with Keystone's flags", API_SERVER)
 
 
 def test_an_authenticator_that_cannot_be_brought_back_holds_no_token_hostage(
@@ -168,9 +163,11 @@ def test_an_authenticator_that_cannot_be_brought_back_holds_no_token_hostage(
     machine.wait(lambda: b"kubernetes-keystone" not in stage.cluster.args(), "our flags to be taken out", 90)
     cluster_tokens_work(stage.cluster)
     # The hook makes the program whole again, but what came of it before is still so: flags come back after a while.
-    said = "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
-    told_everywhere(stage, unit, said, "kubernetes-keystone-bypass.service")
-    assert unit.status.name == "waiting"
+    unit.update_status()
+    told_everywhere(
+        unit, "the authenticator could not be kept running: the API server goes on without Keystone until it is back"
+    )
+    told_everywhere(unit, "code=killed")
 
     machine.write(program, good, 0o755)
     comes_right(stage, unit)
@@ -290,7 +287,7 @@ def test_removal_works_in_any_order_with_keystone_and_the_authenticator_down(
     unit.relate()
     assert unit.status.name == "active"
     stage.keystone.stop()
-    stage.machine.run("systemctl", "stop", SERVICE, "kubernetes-keystone.socket")
+    stage.machine.run("systemctl", "stop", SERVICE, SOCKET)
     unit.remove(order)
     stage.keystone.start()
     is_clean(stage)
@@ -330,32 +327,51 @@ def test_what_cannot_be_combined_blocks_and_changes_nothing(
     unit.relate()
     assert unit.status.name == "blocked"
     assert said in unit.status.message
+    if "authorization-webhook-config-file" in change:
+        told_everywhere(unit, "another authorization webhook is set already")
     assert cluster.args().decode() == lines
     assert len(lives_of(cluster)) == before
     assert not stage.machine.exists("/etc/kubernetes-keystone/settings.json")
 
 
-def test_a_taken_port_blocks_and_names_it(stage: Stage, unit: Unit) -> None:
+@contextlib.contextmanager
+def taken_port(stage: Stage) -> Iterator[None]:
+    """Another program listens where our endpoint is to be."""
     stage.machine.run("systemd-run", "--unit=squatter", "python3", "-c", SQUATTER)
     stage.machine.wait(lambda: "8443" in stage.machine.shell("ss -Hltn"), "the port to be taken")
+    yield
+    stage.machine.run("systemctl", "stop", "squatter")
+
+
+def test_a_taken_port_blocks_and_names_it(stage: Stage, unit: Unit) -> None:
     before = len(lives_of(stage.cluster))
-    try:
+    with taken_port(stage):
         unit.relate()
-        assert unit.status.name == "blocked"
-        assert "8443" in unit.status.message
+        told_everywhere(unit, "127.0.0.1:8443 is taken by another program")
         assert len(lives_of(stage.cluster)) == before
-    finally:
-        stage.machine.run("systemctl", "stop", "squatter")
     unit.update_status()
     assert unit.status.name == "active"
+
+
+def test_a_port_that_is_taken_before_we_start_again_leaves_the_api_server_without_us(stage: Stage, unit: Unit) -> None:
+    unit.relate()
+    machine = stage.machine
+    machine.run("systemctl", "stop", SERVICE, SOCKET)
+    with taken_port(stage):  # as by a program that a machine's boot starts earlier
+        machine.run("systemctl", "start", SERVICE, check=False)
+        machine.wait(lambda: b"kubernetes-keystone" not in stage.cluster.args(), "our flags to be taken out", 90)
+        cluster_tokens_work(stage.cluster)
+        unit.update_status()
+        told_everywhere(unit, "127.0.0.1:8443 is taken by another program")
+        assert "127.0.0.1:8443): Address already in use" in machine.journal(SOCKET)
 
 
 def test_keystone_away_at_deployment_is_said_and_changes_nothing(stage: Stage, unit: Unit) -> None:
     stage.keystone.stop()
     before = len(lives_of(stage.cluster))
     unit.relate()
-    assert unit.status.name == "blocked"
-    assert "keystone-url" in unit.status.message
+    told_everywhere(unit, "does not answer (Connection refused); nothing was changed")
+    assert unit.status.message.startswith("keystone-url: ")
     assert len(lives_of(stage.cluster)) == before
     stage.keystone.start()
     unit.update_status()
@@ -370,6 +386,37 @@ def test_known_users_go_on_while_keystone_is_away(stage: Stage, unit: Unit, toke
     stage.keystone.stop()
     assert pods(stage, known) == 200
     assert pods(stage, unknown) == 401
-    told_everywhere(stage, unit, "no answers about Keystone's tokens: Keystone cannot be reached: Connection refused")
+    unit.update_status()
+    told_everywhere(unit, "no answers about Keystone's tokens: Keystone cannot be reached: Connection refused")
     stage.keystone.start()
     stage.machine.wait(lambda: pods(stage, unknown) == 200, "the unknown user to be known", 10)
+
+
+def test_another_ca_of_keystones_is_told_and_is_one_option(stage: Stage, unit: Unit, token: Callable[[], str]) -> None:
+    unit.relate()
+    stage.keystone.change_authority()
+    unknown = token()
+    assert pods(stage, unknown) == 401
+    unit.update_status()
+    told_everywhere(
+        unit, "no answers about Keystone's tokens: Keystone cannot be reached: its certificate is not trusted"
+    )
+    unit.configure(keystone_ca=stage.keystone.ca.read_text())
+    assert unit.status.name == "active"
+    stage.machine.wait(lambda: pods(stage, unknown) == 200, "the unknown user to be known", 10)
+
+
+def test_a_token_webhook_of_the_clusters_that_is_silent_is_told_from_any_place(stage: Stage, unit: Unit) -> None:
+    unit.relate()
+    stage.machine.run("systemctl", "stop", AUTH_WEBHOOK)
+    try:
+        # One that nobody has asked about yet; the others are remembered for as long as they were without us.
+        assert stage.cluster.status("/api/v1/nodes", stage.cluster.tokens["kube-proxy"].token) == 401
+        unit.update_status()
+        told_everywhere(unit, "the cluster's own token webhook cannot be reached: Connection refused")
+    finally:
+        stage.machine.run("systemctl", "start", AUTH_WEBHOOK)
+    proxy = stage.cluster.tokens["kube-proxy"].token
+    stage.machine.wait(lambda: stage.cluster.status("/api/v1/nodes", proxy) == 200, "it to be known again", 60)
+    unit.update_status()
+    assert "token webhook" not in unit.status.message

@@ -29,6 +29,7 @@ from testbed.juju import Juju
 from testbed.traffic import lives_of
 from tests import scenarios
 from tests.machine.place import StandIn
+from tests.machine.telling import fault
 
 POLICY = json.dumps([{"users": {"projects": ["demo"]}, "resource_permissions": {"default/pods": ["list"]}}])
 LEASE = ["--namespace=kube-system", "get", "lease", "kubernetes-keystone-restart"]
@@ -196,7 +197,9 @@ def test_units_deployed_at_once_restart_their_servers_one_after_the_other(story:
     active(story)
     one_restart_each(story, since)
     told = [status.message for unit in story.units for status in unit.history]
-    assert any("waiting until another unit has restarted its API server: kubernetes-keystone/" in one for one in told)
+    said = fault("another unit restarts its API server").words
+    assert any(f"waiting: {said}: kubernetes-keystone/" in one for one in told)
+    assert any(f"waiting: {said}: kubernetes-keystone/" in unit.debug_log(10_000) for unit in story.units)
 
 
 def test_a_unit_that_is_added_restarts_its_own_server_alone(story: Story) -> None:

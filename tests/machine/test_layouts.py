@@ -19,6 +19,7 @@ from testbed.microk8s import MicroK8s
 from testbed.shell import Session, Shell
 from testbed.stage import StageOf
 from tests.machine.in_use import InUse, in_use
+from tests.machine.telling import told_everywhere
 from tests.machine.test_story import INVENTORY, READERS, UNITS, difference
 
 OWN_FILE = f"{canonical.FOLDER}/99-kubernetes-keystone"
@@ -138,6 +139,7 @@ def test_an_owner_who_read_the_file_in_the_middle_of_a_start_has_nothing_of_ours
 def test_flags_that_the_api_server_cannot_run_with_are_taken_back(story: Story) -> None:
     machine, unit = story.stage.machine, story.stage.unit
     unit.configure(api_server="manual")
+    told_everywhere(unit, "the API server does not ask us yet")
     assert unit.status.message.startswith(f"manual, the API server does not ask us yet: {story.cluster.layout}: --")
     assert not story.in_force()
     args, good = story.cluster.args(), machine.read("/usr/bin/snap").decode()

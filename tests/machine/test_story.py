@@ -22,6 +22,7 @@ from tests import scenarios
 from tests.documents import table
 from tests.machine import sandbox
 from tests.machine.place import StandIn
+from tests.machine.telling import told_everywhere
 
 SERVICE = "kubernetes-keystone.service"
 READERS = scenarios.READERS
@@ -153,6 +154,10 @@ def test_from_one_policy_to_another_nothing_restarts(story: Story) -> None:
 
 
 def test_a_bad_policy_keeps_the_old_one_in_force(story: Story) -> None:
+    unit = story.stage.unit
+    unit.configure(policy="- users: {projects: [demo]}\n  resource_permissions: [oops]\n")
+    told_everywhere(unit, "policy: ")
+    unit.configure(policy=READERS)
     scenarios.a_bad_policy_keeps_the_old_one_in_force(story.told)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from testbed.keystone import Project, User
 from testbed.stage import Stage
+from tests.machine.telling import told_everywhere
 
 CREDENTIALS = "/root/sync-credentials"
 OPTIONS = {
@@ -72,7 +73,20 @@ def test_the_status_says_that_the_policy_of_the_cluster_is_in_force(stage: Stage
     what = "the policy in force is kube-system/k8s-auth-policy's, 1 rules"
     stage.machine.wait(lambda: what in told(), "the status", 60, every=1)
     stage.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {"policies": "["}})
-    stage.machine.wait(lambda: "policy-configmap not used, what was in force still is" in told(), "it", 60, every=1)
+    stage.machine.wait(lambda: "policy-configmap: the policy stays as it was" in told(), "it", 60, every=1)
+    told_everywhere(stage.unit, "the policy stays as it was: ")
+
+
+def test_a_pass_that_fails_is_told_from_any_place(stage: Stage) -> None:
+    good = stage.machine.read(CREDENTIALS)
+    stage.machine.write(CREDENTIALS, good.replace(b'"password": "', b'"password": "not '), 0o600)
+    stage.unit.update_status()
+    failed = "sync: a pass failed: "
+    stage.machine.wait(lambda: failed in stage.machine.journal("kubernetes-keystone.service"), "a pass to fail", 120)
+    stage.unit.update_status()
+    told_everywhere(stage.unit, "sync: a pass failed: ")
+    stage.machine.write(CREDENTIALS, good, 0o600)
+    stage.unit.update_status()
 
 
 def test_removal_takes_the_user_of_ours_away_and_leaves_the_tenants_namespaces(

@@ -164,7 +164,7 @@ def test_the_private_listener_tells_how_it_is_and_nothing_else(shared: Any) -> N
     assert status["policy"]["rules"] == 1
     assert status["settings"]["hash"] == hashlib.sha256(shared.config.read_bytes()).hexdigest()
     assert status["tls"]["hash"] == hashlib.sha256(shared.certificate[0].read_bytes()).hexdigest()
-    assert status["chained"] == {"state": "off", "hash": None, "error": None}
+    assert status["chained"] == {"state": "off", "hash": None, "error": None, "outage": None}
     assert status["keystone"]["last_answer"]["status"] == 200
     assert status["version"] == "0.1.0"
 
@@ -327,6 +327,28 @@ def test_a_chain_file_is_waited_for_and_the_last_good_one_stays(
         replace(path, "chained 1\nnone\n")
         eventually(lambda: service.status["chained"]["state"] == "none", 2)
         assert service.review(token_review("admin::x")) == {"authenticated": False}
+
+
+def test_a_silent_webhook_of_the_clusters_is_told_until_it_gives_a_verdict(
+    tmp_path: Path, authority: Authority, webhook: StandIn
+) -> None:
+    path = tmp_path / "chained"
+    replace(path, chained_to(webhook, authority))
+    with serving(tmp_path, authority, chained=str(path)) as service:
+        webhook.behaviour = lambda *_: (503, {})
+        said = "the cluster's own token webhook answered with status 503"
+        assert service.review(token_review("admin::x"))["error"] == said
+        assert service.status["chained"]["outage"] == said
+        # What it says itself about one token is no outage.
+        failed = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": {"error": "unknown"}}
+        webhook.behaviour = lambda *_: (401, failed)
+        assert "unknown" in service.review(token_review("admin::x"))["error"]
+        assert service.status["chained"]["outage"] is None
+        webhook.behaviour = lambda *_: (503, {})
+        service.review(token_review("admin::x"))
+        webhook.behaviour = says(ADMIN)
+        assert service.review(token_review("admin::x"))["authenticated"]
+        assert service.status["chained"]["outage"] is None
 
 
 def test_a_chain_that_leads_back_here_is_refused(tmp_path: Path, authority: Authority) -> None:

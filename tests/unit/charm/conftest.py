@@ -127,6 +127,7 @@ class Machine:
     refuses: dict[str, str] = field(default_factory=dict)
     chain_state: str = "ready"
     outage: str | None = None
+    chain_outage: str | None = None
     says: dict[str, Any] = field(default_factory=dict)  # of what it reads and writes in the cluster
 
     @property
@@ -180,7 +181,7 @@ class Machine:
             },
             "sync": self.says.get("sync"),
             "settings": part("settings", self.places.settings),
-            "chained": {"state": self.chain_state, "hash": None, "error": None},
+            "chained": {"state": self.chain_state, "hash": None, "error": None, "outage": self.chain_outage},
             "tls": part("tls", Path(settings["tls"]["certificate"])),
             "keystone": {"outage": self.outage},
         }

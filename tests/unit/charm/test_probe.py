@@ -115,6 +115,29 @@ def test_an_answer_that_would_lock_the_token_out_keeps_the_flags_away(endpoint, 
     assert "sesame" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (
+            {"authenticated": False, "error": "no chain"},
+            "the authenticator cannot tell about the cluster's own token: no chain",
+        ),
+        ({"authenticated": False}, ""),
+    ],
+)
+def test_where_an_api_server_does_not_take_the_token_the_endpoint_may_know_why(endpoint, admin, status, told):
+    endpoint.status = status
+
+    assert webhook.in_the_way(endpoint.kubeconfig, admin) == told
+
+
+def test_nothing_is_known_where_nobody_can_be_asked(endpoint, admin, tmp_path):
+    down = endpoint.kubeconfig.replace(b"/webhook", b":/webhook")
+    assert webhook.in_the_way(down, admin) == ""
+    assert webhook.in_the_way(endpoint.kubeconfig, tmp_path / "missing") == ""
+    assert webhook.in_the_way(endpoint.kubeconfig, write_admin(tmp_path / "by-certificate", None)) == ""
+
+
 def test_a_webhook_that_says_no_until_it_has_loaded_is_waited_for(endpoint, admin, monkeypatch):
     good, endpoint.status = endpoint.status, {"authenticated": False}
     monkeypatch.setattr(webhook.time, "sleep", lambda _: setattr(endpoint, "status", good))

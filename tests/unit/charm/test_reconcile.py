@@ -14,6 +14,7 @@ import pytest
 import again
 import apiserver
 import authenticator
+import webhook
 from apiserver import byhand
 
 POLICY = '[{"match": [{"type": "role", "values": ["member"]}], "resource": {"verbs": ["get"]}}]'
@@ -134,6 +135,20 @@ def test_keystones_silence_is_said_in_status_and_log_as_in_the_journal(unit, mac
     assert said in unit.log
     machine.outage = None
     assert unit.run("update_status") == ops.ActiveStatus("ready: charmed, no policy, RBAC alone decides")
+
+
+def test_a_silent_webhook_of_the_clusters_is_said_in_status_and_log_as_in_the_journal(unit, machine):
+    machine.chain_outage = "the cluster's own token webhook cannot be reached: Connection refused"
+
+    assert unit.run() == ops.ActiveStatus(f"ready: charmed, no policy, RBAC alone decides, {machine.chain_outage}")
+    assert machine.chain_outage in unit.log
+
+
+def test_what_the_endpoint_knows_of_a_cluster_token_that_is_not_taken_stands_behind_it(unit, wiring, monkeypatch):
+    wiring.raises = {"apply": apiserver.NotReady("the API server answers 401")}
+    monkeypatch.setattr(webhook, "in_the_way", lambda *_: "the webhook is silent")
+
+    assert unit.run() == ops.WaitingStatus("the API server answers 401: the webhook is silent")
 
 
 def test_what_auto_has_found_is_said_and_why(unit):

@@ -138,13 +138,14 @@ def test_a_cluster_that_does_not_answer_is_told_and_keeps_nobody_out(unit):
 def test_the_status_tells_how_sync_goes(unit, machine, user, says, told):
     machine.says = says
     assert unit.configure(sync_config=SYNC).run().message.endswith(told)
+    assert (told in unit.log) == told.startswith("sync: "), "what is wrong, and nothing else"
 
 
 @pytest.mark.parametrize(
     ("state", "source", "error", "told"),
     [
         ("present", "configmap", None, "the policy in force is a/b's, 7 rules"),
-        ("present", "configmap", "a/b: line 3", "policy-configmap not used, what was in force still is: a/b: line 3"),
+        ("present", "configmap", "a/b: line 3", "policy-configmap: the policy stays as it was: a/b: line 3"),
         ("absent", "option", None, "policy-configmap a/b is absent"),
     ],
 )
