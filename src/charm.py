@@ -3,7 +3,7 @@
 
 Not here: how anything is done. Options are in config.py, the service in authenticator.py, certificates and kubeconfigs
 in webhook.py, an operator's own k8s-keystone-auth in upstream.py, the API server's flags in flags.py and apiserver/,
-what a monitoring agent is told in observability.py.
+what an operator is told in told.py, a monitoring agent in observability.py.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ try:
     import horizon
     import keystone_charm
     import kubeconfigs
+    import manual
     import observability
     import owner
     import reach
     import secret
+    import told
     import upstream
     import webhook
     import which_juju
-    from authenticator import Backend, Backends, Policy, Status, WorkloadError
+    from authenticator import Backend, Backends, WorkloadError
     from config import RESOURCE, CharmConfig, load
     from errors import Blocked, OperatorError, Waiting
     from files import NAME, Places
@@ -46,9 +48,6 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 RELATION = "kubernetes-master"
-MOST_TOLD = 1000
-_BEHIND = "asked by the cluster's own token webhook"
-_PRINTS = "The action show-webhook-config prints the commands"
 
 
 class KubernetesKeystoneCharm(ops.CharmBase):
@@ -159,7 +158,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             token = self._token(asked.token_secret, asked.token_file)
             report = check_authentication.check(self.places, self.place, self._config(), token, asked.namespace)
             if report.failure:
-                event.fail(_told(report.failure))
+                event.fail(told.shown(report.failure))
             return report.results
 
         self._act(event, checked)
@@ -183,7 +182,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             owner.check(self.places, self.unit.name)
             event.set_results(dict(action()))
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
-            event.fail(_told(error))
+            event.fail(told.shown(error))
 
     def _settle(self, steps: Callable[[], ops.StatusBase]) -> ops.StatusBase:
         """Run the steps; what stops them becomes the status, and only faults of ours end with a traceback."""
@@ -191,21 +190,21 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return steps()
         except (Waiting, apiserver.NotFound, apiserver.NotReady, apiserver.NotOurTurn) as error:
             logger.info("waiting: %s", error)
-            return ops.WaitingStatus(_told(error))
+            return ops.WaitingStatus(told.shown(error))
         except apiserver.ApplyFailed as error:
             for line in error.log:
                 logger.error("API server: %s", line)
             logger.error("blocked: %s", error)
-            return ops.BlockedStatus(f"{_told(error)}. To try again: set api-server=manual, then api-server=auto")
+            return ops.BlockedStatus(f"{told.shown(error)}. To try again: set api-server=manual, then api-server=auto")
         except (OperatorError, WorkloadError, apiserver.WiringError) as error:
             logger.error("blocked: %s", error)
-            return ops.BlockedStatus(_told(error))
+            return ops.BlockedStatus(told.shown(error))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            told = f"{_told(error)}: make room, or the disk writable; the next hook tries again"
-            logger.error("blocked: %s", told)
-            return ops.BlockedStatus(told)
+            message = f"{told.shown(error)}: make room, or the disk writable; the next hook tries again"
+            logger.error("blocked: %s", message)
+            return ops.BlockedStatus(message)
 
     def _config(self) -> CharmConfig:
         """Give the options, and what there is beside them: Keystone's charm's word, and a resource that is attached."""
@@ -263,7 +262,7 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             behind = upstream.start(self.places, config, tls, program, with_policy=policy is not None)
         chained = wire.place.chain_file if wire and missing.authentication else None
         certified = chained is not None
-        if layout is None and self._prepare_hand(config, tls):
+        if layout is None and manual.prepare(self.places, self.place, config, tls):
             # The control plane's own webhook, which shows no certificate, may be who asks.
             chained = self.place.chain_file
         authenticator.write_settings(
@@ -290,16 +289,16 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         self.unit.set_workload_version(status.version)
         if wire is not None:
             self._wire(config, wire, tls, missing)
-        found = self._asked_by_hand(config, tls) if layout is None else [layout.name]
+        found = manual.asked(self.place, config, tls) if layout is None else [layout.name]
         # Once more: now the API server may know what it did not before.
         self._ensure_tls(config, offer)
         authenticator.wait_until_in_force(self.places, tls)
         if layout is not None and not missing.authentication:
-            found.append(_BEHIND)
+            found.append(manual.BEHIND)
         if layout is not None and config.authorization and not missing.authorization:
-            self._check_others_webhook(config, layout, tls)
-        summary = self._summary(config, found, policy, status)
-        return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout), *_told_of_tls(offer, tls)]))
+            manual.check_others(self.place, config, layout, tls)
+        summary = told.summary(self.places, config, found, policy, status)
+        return ops.ActiveStatus(", ".join([summary, *self._in_cluster(config, layout), *told.of_tls(offer, tls)]))
 
     def _in_cluster(self, config: CharmConfig, layout: apiserver.Layout | None) -> list[str]:
         """Have the authenticator's own user in the cluster be there, and say how what it does there goes.
@@ -310,8 +309,8 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             cluster_user.ensure(self.places, config, layout, self.unit.name, authenticator.group())
         except cluster_user.NotAvailable as error:
             logger.warning("no user in the cluster for the authenticator: %s", error)
-            return [_told(error)] if config.in_cluster else []
-        return _told_of_cluster(authenticator.status()) if config.in_cluster else []
+            return [told.shown(error)] if config.in_cluster else []
+        return told.of_cluster(authenticator.status()) if config.in_cluster else []
 
     def _check_new_urls(self, config: CharmConfig) -> None:
         """Have a newly set URL answer before it is put in force; one that is in force may be down for a while."""
@@ -380,46 +379,6 @@ class KubernetesKeystoneCharm(ops.CharmBase):
         if state.kind is not apiserver.Kind.IN_FORCE:
             raise Blocked(state.reason or f"the API server runs without our flags ({state.kind.value})")
 
-    def _prepare_hand(self, config: CharmConfig, tls: webhook.Tls) -> bool:
-        """Have ready what an operator needs who sets the flags. Says whether a displaced webhook is to be followed."""
-        kubeconfig = webhook.kubeconfig(self.places, tls, config.listen, with_client=True)
-        files.write(self.places.by_hand, kubeconfig, 0o600)
-        return apiserver.byhand.keep_displaced(self.place, webhook.endpoint(tls, config.listen))
-
-    def _asked_by_hand(self, config: CharmConfig, tls: webhook.Tls) -> list[str]:
-        """See that an API server whose flags are set by hand asks us, and say which it is.
-
-        Raises:
-            Waiting: none runs here.
-            Blocked: what is missing.
-        """
-        found = apiserver.byhand.look(self.place, webhook.endpoint(tls, config.listen), config.authorization)
-        for server in found:
-            if server.runs and not server.missing:
-                return ["manual", server.name, *([_BEHIND] if server.behind else [])]
-        running = [server for server in found if server.runs]
-        if not running:
-            names = ", ".join(server.name for server in found)
-            raise Waiting(
-                f"manual: no API server runs on this machine{names and f' ({names} is installed)'}; {_PRINTS}"
-            )
-        told = [f"{server.name}: {'; '.join(server.missing)}" for server in running]
-        several = "more than one kind is on this machine, and none asks us: " if len(running) > 1 else ""
-        raise Blocked(f"manual, the API server does not ask us yet: {several}{'. '.join(told)}. {_PRINTS}")
-
-    def _check_others_webhook(self, config: CharmConfig, layout: apiserver.Layout, tls: webhook.Tls) -> None:
-        """See that the authorization webhook which the control plane was given for our endpoint reaches us.
-
-        It may be what an authenticator before us left at this address, by whose CA nobody knows ours: with that the
-        API server answers 500 to whatever RBAC does not allow.
-        """
-        for server in apiserver.byhand.look(self.place, webhook.endpoint(tls, config.listen), True):
-            if server.layout and server.layout.name == layout.name and server.runs and server.missing:
-                raise Blocked(
-                    f"the API server is told to ask us about access, in a way that does not work: "
-                    f"{'; '.join(server.missing)}. Take that authorization webhook out, and ours is set in its place"
-                )
-
     def _take_away(self) -> ops.StatusBase:
         """Leave the machine as it was: first nothing may lead to us any more, then we go."""
         if owner.other(self.places, self.unit.name) is None:
@@ -439,69 +398,6 @@ class KubernetesKeystoneCharm(ops.CharmBase):
             return apiserver.detect("auto", self.place)
         except apiserver.WiringError:
             return None
-
-    def _summary(self, config: CharmConfig, found: list[str], policy: Policy | None, status: Status) -> str:
-        """Say in a line what is in force, and what an operator should not forget."""
-        parts = [*found]
-        if config.authorization_service:
-            parts.append("access reviews go to authz-server-url")
-        elif policy or not config.policy_configmap:
-            parts.append(f"policy {policy.rules} rules" if policy else "no policy, RBAC alone decides")
-        if config.keystone_overridden:
-            parts.append("keystone-url wins over keystone-credentials")
-        if config.names_upstream_way:
-            parts.append("upstream-compatible names")
-        program = upstream.in_force(self.places) if config.own_program else None
-        if program is not None:
-            attached = " (resource)" if config.resource else ""
-            parts.append(f"k8s-keystone-auth{attached} sha256 {program.record.sha256}")
-        if config.keystone_in_clear:
-            parts.append("INSECURE: tokens go to Keystone over http")
-        # No faults of this unit's, so that it is active; but nobody new gets in. The journal has the same words.
-        if status.keystone.outage is not None:
-            parts.append(_wrong(f"no answers about Keystone's tokens: {status.keystone.outage}"))
-        if status.chained.outage is not None:
-            parts.append(_wrong(status.chained.outage))
-        return "ready: " + ", ".join(parts)
-
-
-def _told_of_cluster(status: Status) -> list[str]:
-    """Say what is in force of what lies in the cluster, and what is wrong with it."""
-    parts = []
-    configmap = status.policy.configmap
-    if configmap is not None:
-        wrong = configmap.error or (status.policy.error if configmap.state == "present" else None)
-        if wrong:
-            parts.append(_wrong(f"policy-configmap: the policy stays as it was: {wrong[:200]}"))
-        elif status.policy.source == "configmap":
-            parts.append(f"the policy in force is {configmap.name}'s, {status.policy.rules} rules")
-        else:
-            parts.append(f"policy-configmap {configmap.name} is {configmap.state}")
-    if status.sync is not None:
-        wrong = status.sync.error or status.sync.passes.error
-        well = "sync" if status.sync.passes.set else "sync at logins alone, see sync-credentials"
-        parts.append(_wrong(f"sync: {wrong[:200]}") if wrong else well)
-    return parts
-
-
-def _told_of_tls(offer: certificates.Offer, tls: webhook.Tls) -> list[str]:
-    """Say what is not as it should be about the endpoint's certificate."""
-    parts = [_wrong(f"{certificates.RELATION}: {offer.problem}")] if offer.problem else []
-    if webhook.waits(tls):
-        parts.append(_wrong(f"the endpoint's next certificate waits until the API server knows its CA. {_PRINTS}"))
-    return parts
-
-
-def _wrong(text: str) -> str:
-    """Have Juju's log say what is wrong as well, where the unit is active all the same."""
-    logger.warning("%s", text)
-    return text
-
-
-def _told(error: Exception | str) -> str:
-    """Give an error's text as a status can hold it: it is an argument of a command, which the system bounds."""
-    text = " ".join(str(error).replace("\0", " ").split())
-    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}…"
 
 
 if __name__ == "__main__":  # pragma: nocover
