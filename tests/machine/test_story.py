@@ -370,7 +370,9 @@ def test_no_secret_is_in_a_log_or_a_status(story: Story) -> None:
 
 def test_no_hook_was_warned_by_ops_or_python(story: Story) -> None:
     """ops logs Python's warnings, its own among them, with the name of their kind."""
-    assert [line for line in story.stage.unit.log if "Warning: " in line.message] == []
+    warned = {line.message for line in story.stage.unit.log if "Warning: " in line.message}
+    # charmcraft puts hooks of the time before `dispatch` into each charm, which lead to it; ops warns of any.
+    assert [said for said in warned if not said.endswith("DeprecationWarning: Legacy hooks are deprecated.")] == []
 
 
 def test_removal_takes_one_restart_and_leaves_the_machine_as_it_was(story: Story) -> None:
