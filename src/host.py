@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import grp
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 from charmhelpers import osplatform
@@ -15,7 +17,19 @@ from charmhelpers import osplatform
 # where the users' and services' commands are the same.
 osplatform.get_platform = lambda: "ubuntu"
 
-from charmhelpers.core import host as charmhelpers_host  # noqa: E402
+# charmhelpers 1.2.1 imports a class from distutils, which Python 3.12 has no more, for a question about Juju's version
+# that is not asked here.
+_version = types.ModuleType("distutils.version")
+_version.LooseVersion = type("LooseVersion", (), {})  # pyright: ignore[reportAttributeAccessIssue]
+_had = {name: sys.modules.get(name) for name in ("distutils", "distutils.version")}
+sys.modules |= {"distutils": types.ModuleType("distutils"), "distutils.version": _version}
+try:
+    from charmhelpers.core import host as charmhelpers_host
+finally:
+    for _name, _module in _had.items():
+        sys.modules.pop(_name)
+        if _module is not None:
+            sys.modules[_name] = _module
 
 
 class HostError(Exception):

@@ -208,7 +208,7 @@ def _merged(old: Mapping[str, Any], ours: Mapping[str, Any], *, use: bool, path:
             raise BadInput(f"{path}: {kind} is no list of entries; it is left as it is")
         named = {one["name"] for one in ours[kind]}
         for entry in ours[kind]:
-            _check(path, kind, entry, [one for one in entries if one.get("name") == entry["name"]])
+            _check(path, kind, entry, [one for one in entries if one.get("name") == entry["name"]], old)
         new[kind] = [one for one in entries if one.get("name") not in named] + list(ours[kind])
     if use or not new.get("current-context"):
         new["current-context"] = ours["current-context"]
@@ -220,15 +220,20 @@ def _is_entry(entry: Any, kind: str) -> bool:
     return named and isinstance(entry.get(kind.removesuffix("s")) or {}, dict)
 
 
-def _check(path: Path, kind: str, entry: Mapping[str, Any], there: Sequence[Mapping[str, Any]]) -> None:
+def _check(
+    path: Path, kind: str, entry: Mapping[str, Any], there: Sequence[Mapping[str, Any]], old: Mapping[str, Any]
+) -> None:
     """Refuse to take the place of something else that has the name of an entry of ours."""
     if kind == "users" and there and not _ours(there[0]):
         raise BadInput(f"{path} has a user {entry['name']!r} who logs in otherwise: give --context another name")
     if kind == "clusters" and there and (there[0].get("cluster") or {}).get("server") != entry["cluster"]["server"]:
         raise BadInput(f"{path} has another cluster {entry['name']!r}: give --context another name")
-    told, parts = (there[0].get("context") or {}) if there else {}, ("cluster", "user")
-    if kind == "contexts" and there and any(told.get(part) != entry["context"][part] for part in parts):
-        raise BadInput(f"{path} has another context {entry['name']!r}: give --context another name")
+    if kind == "contexts" and there:
+        user = str((there[0].get("context") or {}).get("user"))
+        # By whatever name: the file that operators hand out has one user for all of its contexts.
+        users = [one for one in old.get("users") or [] if one.get("name") == user]
+        if user != entry["context"]["user"] and not (users and _ours(users[0])):
+            raise BadInput(f"{path} has another context {entry['name']!r}: give --context another name")
 
 
 def _ours(entry: Mapping[str, Any]) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from license_expression import get_spdx_licensing
@@ -139,6 +142,39 @@ def test_the_bill_of_materials_is_a_valid_one_and_names_them_all(charm):
 
 def test_the_pins_are_whole_sets_of_wheels_on_every_base_and_architecture():
     assert pack.unresolved() == []
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12"])
+def test_what_is_packed_is_enough_for_the_python_of_each_base(tmp_path, version):
+    """Only what is packed is there: in a virtual environment old imports may still find what setuptools makes up."""
+    several = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"), shutil.which(f"python{version}")]
+    tried = [python for python in map(str, filter(None, several)) if subprocess.run([python, "-V"]).returncode == 0]
+    if not tried:
+        pytest.skip(f"NOT TRIED ON PYTHON {version}: there is none on this machine")
+    python, uv = tried[0], [str(Path(sys.executable).with_name("uv")), "--quiet"]
+    left_out = [
+        line.removeprefix("-venv/")
+        for line in yaml.safe_load((pack.PROJECT / "charmcraft.yaml").read_text())["parts"]["charm"]["prime"]
+        if line.startswith("-venv/")
+    ]
+    for tree, requirements, command in (
+        ("charm", "requirements.txt", "import charm"),
+        ("authenticator", "requirements-authenticator.txt", "import keystone_authenticator.service, uvloop, httptools"),
+    ):
+        packages = tmp_path / tree
+        target = ["--python", python, "--target", str(packages), "--requirement", str(pack.PROJECT / requirements)]
+        subprocess.run([*uv, "pip", "install", *target], check=True)
+        for pattern in left_out:
+            for path in packages.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        done = subprocess.run(
+            [python, "-W", "error", "-B", "-c", command],
+            env={"PYTHONPATH": f"{packages}:{pack.PROJECT / 'src'}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
