@@ -21,15 +21,15 @@ osplatform.get_platform = lambda: "ubuntu"
 # that is not asked here.
 _version = types.ModuleType("distutils.version")
 _version.LooseVersion = type("LooseVersion", (), {})  # pyright: ignore[reportAttributeAccessIssue]
-_had = {name: sys.modules.get(name) for name in ("distutils", "distutils.version")}
-sys.modules |= {"distutils": types.ModuleType("distutils"), "distutils.version": _version}
+_stand_ins = {"distutils": types.ModuleType("distutils"), "distutils.version": _version}
+_had = {name: sys.modules[name] for name in _stand_ins if name in sys.modules}
+sys.modules |= _stand_ins
 try:
     from charmhelpers.core import host as charmhelpers_host
 finally:
-    for _name, _module in _had.items():
-        sys.modules.pop(_name)
-        if _module is not None:
-            sys.modules[_name] = _module
+    for _name in _stand_ins:
+        del sys.modules[_name]
+    sys.modules |= _had
 
 
 class HostError(Exception):
