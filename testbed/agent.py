@@ -206,6 +206,7 @@ class Unit:
 
     def deploy(self, charm: Path, config: Mapping[str, Any] | None = None) -> None:
         """`juju deploy`: a subordinate has no unit until it is related, so that nothing runs yet."""
+        self._config = {}  # another application's, if there was one before
         self._take(charm)
         self._set(config or {})
 

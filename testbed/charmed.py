@@ -240,14 +240,23 @@ class Charmed(Cluster):
         return True
 
     def configure(self, options: Mapping[str, str]) -> None:
-        """Play the control-plane charm as its options are set; a kubeconfig's text becomes a file beside its own."""
+        """Play the control-plane charm as its options are set; a kubeconfig's text becomes a file beside its own.
+
+        Related to Keystone (`own_keystone`), it is one of until 1.28, which sets more by itself.
+        """
         known_alone(
             options,
             "api-extra-args",
             "authn-webhook-endpoint",
             "authorization-mode",
             "authorization-webhook-config-file",
+            "enable-keystone-authorization",
         )
+        if theirs := self.own_keystone:
+            options = {**options, "authn-webhook-endpoint": theirs.url}
+            if options.get("enable-keystone-authorization") == "true":
+                modes, file = "authorization-mode", "authorization-webhook-config-file"
+                options |= {modes: "Node,RBAC,Webhook", file: theirs.kubeconfig()}
         for name in self._extra:
             self.flags.pop(name, None)
         self._extra = extra_arguments(options.get("api-extra-args", ""))

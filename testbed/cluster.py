@@ -23,6 +23,7 @@ import yaml
 from testbed import setup
 from testbed.cache import Run, TestbedError
 from testbed.certificates import Authority
+from testbed.k8s_keystone_auth import KeystoneAuth
 from testbed.machine import CommandFailed, Machine
 
 HERE = setup.HERE / "control_plane"
@@ -73,6 +74,8 @@ class Cluster(abc.ABC):
     """At least `admin` and `kubelet`."""
     flags: dict[str, str]
     """What the control plane's owner sets."""
+    own_keystone: KeystoneAuth | None = None
+    """What its charm's own support for Keystone has asked, where there is one that is related to Keystone."""
 
     def __init__(self, title: str, name: str, binds: Mapping[str, Path]) -> None:
         self.machine = Machine(name, {**binds, "/snap/etcd/x1": setup.etcd()})

@@ -28,9 +28,10 @@ from testbed.cluster import Cluster
 from testbed.keystone import Keystone
 
 # The applications that a control plane may be, by layout. Charmed Kubernetes' has had two names, and goes by the one
-# that it is called by first.
+# that it is called by first. What it is beside kubeadm is anybody's choice: it goes by the name in the documentation.
 CONTROL_PLANES = {
     "charmed": ("kubernetes-master", "kubernetes-control-plane"),
+    "static-pod": ("kubernetes-control-plane",),
     "canonical": ("k8s",),
     "microk8s": ("microk8s",),
 }
@@ -273,10 +274,27 @@ class Juju:
             unit.integrate("keystone-credentials", "keystone/0", **_told_by_charm(self._keystone))
 
     def _remove_relation(self, words: list[str]) -> None:
-        other = self._endpoints("remove-relation", [word for word in words if word != "--force"])
+        words = [word for word in words if word != "--force"]
+        if set(words) in self._own_support():
+            for cluster in self._clusters:
+                cluster.own_keystone = None
+                cluster.configure(self._options)
+            return
+        other = self._endpoints("remove-relation", words)
         if other not in self._related:
             raise Refused(f'relation "{self.application} {other}" not found')
         self._separate(other)
+
+    def _own_support(self) -> list[set[str]]:
+        """Give the ways to write the relation of a control plane that has support for Keystone itself, if it has it."""
+        if not any(cluster.own_keystone for cluster in self._clusters):
+            return []
+        return [
+            {f"{name}{own}", f"keystone{theirs}"}
+            for name in self._names
+            for own in ("", ":keystone-credentials")
+            for theirs in ("", ":identity-credentials")
+        ]
 
     def _separate(self, other: str) -> None:
         if other == "keystone":

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from testbed import setup, users
 from testbed.cache import say
 from testbed.keystone import ApplicationCredential, Keystone
 from testbed.shell import Shell
-from testbed.stage import Stage
+from testbed.stage import Stage, StageOf
 
 INTRODUCTION = """
 A control plane of Charmed Kubernetes at {server}, a Keystone at {keystone}, and no charm yet.
@@ -29,7 +30,7 @@ to type works here, with this Keystone's URL in the place of its example's. It b
   juju        takes what the tutorial and the README have of it; its commands return when their hooks have run
   kubectl     is the cluster's administrator; with --kubeconfig bob it is bob, a member of the project lab
   openstack   is Keystone's administrator; with --os-cloud bob it is bob
-  machine     a shell on the control plane's machine; machine COMMAND runs one
+  machine     a shell on the control plane's machine; machine COMMAND (or sudo COMMAND) runs one
 """
 
 
@@ -46,7 +47,7 @@ def clouds(keystone: Keystone, **credentials: ApplicationCredential) -> str:
     return yaml.safe_dump({"clouds": made}, sort_keys=False)
 
 
-def furnish(shell: Shell, stage: Stage) -> None:
+def furnish(shell: Shell, stage: StageOf[Any]) -> None:
     """Put into a shell's home what the documentation takes for there: an administrator's files, Keystone's CA."""
     for folder in (".kube", ".config/openstack"):
         (shell.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ def furnish(shell: Shell, stage: Stage) -> None:
     there = shlex.join(stage.machine.command())
     machine.write_text(f'#!/bin/sh\n[ "$#" -gt 0 ] || set -- bash -l\nexec {there} "$@"\n')
     machine.chmod(0o755)
+    (shell.programs / "sudo").symlink_to(machine.name)  # nothing in a document is for this system's root
 
 
 def run() -> None:

@@ -53,6 +53,11 @@ class StageOf(Generic[C]):
         """End everything."""
         self._stack.close()
 
+    def trust_keystone(self) -> None:
+        """Have the machine trust Keystone's certificate, as it does one that a CA of everybody's has signed."""
+        self.machine.write("/usr/local/share/ca-certificates/keystone.crt", self.keystone.ca.read_bytes())
+        self.machine.run("update-ca-certificates")
+
     @property
     def keystone_options(self) -> dict[str, str]:
         """What `juju deploy --config` needs for the charm to find this Keystone."""

@@ -53,6 +53,13 @@ def steps(document: str) -> list[Step]:
     return list(_steps((PROJECT / document).read_text()))
 
 
+def below(document: str, heading: str) -> list[Step]:
+    """What of `steps` stands below a heading, up to the next one."""
+    found = [step for step in steps(document) if step.heading == heading]
+    assert found, f"{document} has nothing to do below a heading {heading!r}"
+    return found
+
+
 def _steps(text: str) -> Iterator[Step]:
     lines, heading, paragraph, number = text.splitlines(), "", "", 0
     while number < len(lines):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from testbed import pack
+from testbed import pack, prompt
+from testbed.shell import Shell
 from testbed.stage import Stage, StageOf
 from testbed.static_pod import StaticPod
+from tests import documents
 
 pytest.register_assert_rewrite("tests.scenarios", "tests.machine.reader")  # before anything here imports them
+from tests.machine.reader import Opener, Reader  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +42,41 @@ def stage(charm: Path) -> Iterator[Stage]:
     """A control plane and a Keystone, without the charm."""
     with Stage(charm) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shell(stage: StageOf[Any]) -> Iterator[Shell]:
+    """An operator's, on the module's stage."""
+    with Shell(stage.juju, stage.cluster.folder / "shell") as made:
+        prompt.furnish(made, stage)
+        yield made
+
+
+@pytest.fixture
+def opened(stage: StageOf[Any], shell: Shell, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Readers of pages, in a folder with what these take for granted; the module's tables are by page.
+
+    Those are `ANSWERS`, what a command answers where the page does not show it, and `NOT_RUN`, which are not run, and
+    why.
+    """
+    answers = getattr(request.module, "ANSWERS", {})
+    not_run = getattr(request.module, "NOT_RUN", {})
+    words = {
+        "https://keystone.example:5000/v3": stage.keystone.url,
+        "https://kubernetes.example:6443": stage.cluster.server,
+    }
+    (tmp_path / "kubernetes-keystone").symlink_to(documents.PROJECT)
+    (tmp_path / "keystone-ca.pem").write_bytes(stage.keystone.ca.read_bytes())
+    (tmp_path / "kubernetes-ca.pem").write_bytes(stage.cluster.ca)
+    with contextlib.ExitStack() as stack:
+
+        def open_page(document: str) -> Reader:
+            left_out = tuple(not_run.get(document, {}))
+            reader = Reader(shell, tmp_path, document, answers.get(document, {}), left_out, dict(words))
+            stack.callback(reader.close)
+            return reader
+
+        yield open_page
 
 
 @pytest.fixture(scope="module")

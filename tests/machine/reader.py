@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from testbed.shell import Said, Session, Shell
@@ -57,6 +57,8 @@ class Reader:
 
     def type(self, command: str) -> Said:
         """Run a command with a reader's own words in it."""
+        if self.session is None:
+            self.fresh()
         assert self.session is not None
         for written, meant in self.words.items():
             command = command.replace(written, meant)
@@ -70,6 +72,10 @@ class Reader:
         """Do all steps of a page."""
         for step, following in zip(page, [*page[1:], None], strict=True):
             self.does(step, following.text if following is not None and following.kind == "answer" else "")
+
+    def follows(self, heading: str) -> None:
+        """Do the steps below a heading of the page."""
+        self.reads(documents.below(self.document, heading))
 
     def does(self, step: documents.Step, answer: str = "") -> None:
         """Do one step, and look at the outcome: of all commands since the last answer, if the page shows one."""
@@ -101,6 +107,9 @@ class Reader:
         self.secret = told["secret"]
         self.words |= {"<credential ID>": told["id"], "3d1f0c5b7e4e6f9a8b7c6d5e4f3a2b10": told["id"]}
         self.words["<project ID>"] = told["project_id"]
+
+
+Opener = Callable[[str], Reader]  # of a page, by its path in the repository
 
 
 def _plain(text: str) -> list[str]:

@@ -7,9 +7,6 @@ simply success, and which commands are not run, with the reason. A command that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -17,7 +14,7 @@ from testbed import prompt
 from testbed.shell import Shell
 from testbed.stage import Stage
 from tests import documents
-from tests.machine.reader import Reader
+from tests.machine.reader import Opener, Reader
 
 README, TUTORIAL, USERS = "README.md", "docs/tutorial.md", "docs/users.md"
 pytestmark = pytest.mark.timeout(1800)
@@ -43,38 +40,6 @@ ANSWERS = {
     USERS: {"kubectl get pods": "hello", "kubectl --token": "hello"},
 }
 ALICES = "kubectl --kubeconfig alice.kubeconfig get pods"
-
-
-@pytest.fixture(scope="module")
-def shell(stage: Stage) -> Iterator[Shell]:
-    with Shell(stage.juju, stage.cluster.folder / "shell") as made:
-        prompt.furnish(made, stage)
-        yield made
-
-
-Opener = Callable[[str], Reader]
-
-
-@pytest.fixture
-def opened(stage: Stage, shell: Shell, tmp_path: Path) -> Iterator[Opener]:
-    """A reader of a page, with what it takes for granted lying there."""
-    readers: list[Reader] = []
-
-    def open_page(document: str) -> Reader:
-        reader = Reader(shell, tmp_path, document, ANSWERS.get(document, {}), tuple(NOT_RUN.get(document, {})))
-        reader.words = {
-            "https://keystone.example:5000/v3": stage.keystone.url,
-            "https://kubernetes.example:6443": stage.cluster.server,
-        }
-        (tmp_path / "kubernetes-keystone").symlink_to(documents.PROJECT)
-        (tmp_path / "keystone-ca.pem").write_bytes(stage.keystone.ca.read_bytes())
-        (tmp_path / "kubernetes-ca.pem").write_bytes(stage.cluster.ca)
-        readers.append(reader)
-        return reader
-
-    yield open_page
-    for reader in readers:
-        reader.close()
 
 
 def test_what_is_not_run_is_still_there() -> None:
@@ -117,12 +82,11 @@ def _told_at_a_hook(stage: Stage, reader: Reader) -> bool:
 
 def test_the_readme_works_as_it_is_written(stage: Stage, shell: Shell, opened: Opener) -> None:
     """Keystone's certificate is one that the machine trusts, as the first command takes for granted."""
-    reader, keystone, machine = opened(README), stage.keystone, stage.machine
+    reader, keystone = opened(README), stage.keystone
     demo = keystone.project("demo")
     alice = keystone.member("alice", demo)
     reader.words["<project ID>"] = demo.id
-    machine.write("/usr/local/share/ca-certificates/keystone.crt", keystone.ca.read_bytes())
-    machine.run("update-ca-certificates")
+    stage.trust_keystone()
     clouds = prompt.clouds(keystone, alice=keystone.application_credential(alice, demo))
     (shell.home / ".config" / "openstack" / "clouds.yaml").write_text(clouds)
     (reader.folder / "token.txt").write_text(keystone.token(alice, demo))

@@ -18,10 +18,10 @@ from testbed.keystone import Project, User
 from testbed.stage import StageOf
 from testbed.static_pod import PKI, StaticPod
 from testbed.traffic import Traffic, lives_of
-from tests.machine.pages import Operator
+from tests.machine.reader import Opener
 from tests.machine.test_story import READERS
 
-PAGE = "migration-by-hand.md"
+PAGE, NAMES = "docs/migration-by-hand.md", "docs/migration.md"
 FOLDER = "/etc/kubernetes/authorization"
 KUBECONFIG = f"{PKI}/keystone.kubeconfig"
 READER = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "pod-reader"}
@@ -33,7 +33,6 @@ class Story:
     """What the tests know of each other."""
 
     stage: StageOf[StaticPod]
-    operator: Operator
     traffic: Traffic
     users: list[str]
     token: str
@@ -75,45 +74,49 @@ def bind(cluster: StaticPod, namespace: str, kind: str, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def story(charm: Path) -> Iterator[Story]:
-    with StageOf(StaticPod, charm) as stage:
-        cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
-        theirs = KeystoneAuth(machine, keystone, READERS)
-        theirs.install()
-        # Their webhook has the place of the cluster's, whose tokens are good without one here.
-        tokens = [f'{known.token},{known.username},x,"{",".join(known.groups)}"' for known in cluster.tokens.values()]
-        machine.write(f"{PKI}/tokens.csv", "\n".join(tokens) + "\n", 0o600)
-        machine.write(KUBECONFIG, theirs.kubeconfig(), 0o600)
-        cluster.owner_sets(
-            token_auth_file=f"{PKI}/tokens.csv",
-            authentication_token_webhook_config_file=KUBECONFIG,
-            authorization_mode="Node,RBAC,Webhook",
-            authorization_webhook_config_file=KUBECONFIG,
-        )
-        demo = keystone.project("demo")
-        alice = keystone.member("alice", demo)
-        keystone.group("ops", alice)
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
-        head = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole"}
-        cluster.apply({**head, "metadata": {"name": READER["name"]}, "rules": rules})
-        bind(cluster, "web", "User", "alice")
-        bind(cluster, "shop", "Group", demo.id)
-        bind(cluster, "tools", "Group", "ops")
-        operator = Operator(cluster, stage.unit, stage.charm, stage.keystone_options)
-        operator.file("policy.json", READERS)
-        token = keystone.token(alice, demo)
-        users = {
-            BY_POLICY: ("/api/v1/namespaces/default/pods", token),
-            "alice, by RBAC": ("/api/v1/namespaces/web/pods", token),
-        }
-        with Traffic(cluster, users) as traffic:
-            yield Story(stage, operator, traffic, list(users), token, alice, demo)
+def stage(charm: Path) -> Iterator[StageOf[StaticPod]]:
+    with StageOf(StaticPod, charm) as made:
+        yield made
 
 
-def test_ours_goes_in_front_with_one_restart_and_theirs_goes_on_deciding(story: Story) -> None:
+@pytest.fixture(scope="module")
+def story(stage: StageOf[StaticPod]) -> Iterator[Story]:
+    cluster, keystone, machine = stage.cluster, stage.keystone, stage.machine
+    stage.trust_keystone()
+    theirs = KeystoneAuth(machine, keystone, READERS)
+    theirs.install()
+    # Their webhook has the place of the cluster's, whose tokens are good without one here.
+    tokens = [f'{known.token},{known.username},x,"{",".join(known.groups)}"' for known in cluster.tokens.values()]
+    machine.write(f"{PKI}/tokens.csv", "\n".join(tokens) + "\n", 0o600)
+    machine.write(KUBECONFIG, theirs.kubeconfig(), 0o600)
+    cluster.owner_sets(
+        token_auth_file=f"{PKI}/tokens.csv",
+        authentication_token_webhook_config_file=KUBECONFIG,
+        authorization_mode="Node,RBAC,Webhook",
+        authorization_webhook_config_file=KUBECONFIG,
+    )
+    demo = keystone.project("demo")
+    alice = keystone.member("alice", demo)
+    keystone.group("ops", alice)
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    head = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole"}
+    cluster.apply({**head, "metadata": {"name": READER["name"]}, "rules": rules})
+    bind(cluster, "web", "User", "alice")
+    bind(cluster, "shop", "Group", demo.id)
+    bind(cluster, "tools", "Group", "ops")
+    token = keystone.token(alice, demo)
+    users = {
+        BY_POLICY: ("/api/v1/namespaces/default/pods", token),
+        "alice, by RBAC": ("/api/v1/namespaces/web/pods", token),
+    }
+    with Traffic(cluster, users) as traffic:
+        yield Story(stage, traffic, list(users), token, alice, demo)
+
+
+def test_ours_goes_in_front_with_one_restart_and_theirs_goes_on_deciding(story: Story, opened: Opener) -> None:
     assert story.is_as_before()
     before = story.lives()
-    story.operator.follow(PAGE, "1. Ours in front of yours")
+    opened(PAGE).follows("1. Ours in front of yours")
     status = ("active", "ready: static-pod, no policy, RBAC alone decides, upstream-compatible names")
     assert story.stage.unit.status == status, story.stage.unit.debug_log()
     assert story.lives() == before + 1
@@ -125,9 +128,10 @@ def test_ours_goes_in_front_with_one_restart_and_theirs_goes_on_deciding(story: 
     assert asked == {"kubernetes-keystone"}, "theirs is asked about it no more"
 
 
-def test_with_the_policy_the_way_to_both_is_told_and_ours_joins_theirs(story: Story) -> None:
-    unit, cluster = story.stage.unit, story.cluster
-    story.operator.follow(PAGE, "2. Your policy beside yours")
+def test_with_the_policy_the_way_to_both_is_told_and_ours_joins_theirs(story: Story, opened: Opener) -> None:
+    unit, cluster, reader = story.stage.unit, story.cluster, opened(PAGE)
+    (reader.folder / "policy.json").write_text(READERS)
+    reader.follows("2. Your policy beside yours")
     assert unit.status.name == "blocked"
     assert "another authorization webhook" in unit.status.message
     assert story.is_as_before(), "nothing was changed"
@@ -144,10 +148,10 @@ def test_with_the_policy_the_way_to_both_is_told_and_ours_joins_theirs(story: St
     assert story.is_as_before()
 
 
-def test_theirs_goes_out_and_ours_is_alone(story: Story) -> None:
+def test_theirs_goes_out_and_ours_is_alone(story: Story, opened: Opener) -> None:
     cluster, machine = story.cluster, story.stage.machine
     lived = cluster.invocation()
-    story.operator.follow(PAGE, "3. Yours out")
+    opened(PAGE).follows("3. Yours out")
     machine.wait(lambda: cluster.invocation() not in ("", lived), "the kubelet to start the new pod", 120)
     cluster.wait_ready()
     assert machine.run("systemctl", "is-active", SERVICE, check=False).stdout.strip() == "inactive"
@@ -161,14 +165,14 @@ def test_theirs_goes_out_and_ours_is_alone(story: Story) -> None:
     assert story.is_as_before()
 
 
-def test_users_go_over_to_names_that_nobody_can_forge_and_keep_what_they_had(story: Story) -> None:
-    before, native = story.lives(), "keystone:alice"
-    story.operator.follow("migration.md", "Names that nobody can forge")
+def test_users_go_over_to_names_that_nobody_can_forge_and_keep_what_they_had(story: Story, opened: Opener) -> None:
+    before, native, reader = story.lives(), "keystone:alice", opened(NAMES)
+    reader.follows("Names that nobody can forge")
     assert story.stage.unit.status == ("active", "ready: static-pod, policy 1 rules"), story.stage.unit.debug_log()
     wait = story.stage.machine.wait
     wait(lambda: story.user(story.token) == native, "the API server to forget the bare name", 60, every=1)
     wait(lambda: story.is_as_before(native), "the policy to be asked about the new name", 60, every=1)
-    story.operator.follow("migration.md", "The old names go")
+    reader.follows("The old names go")
     assert story.is_as_before(native)
     assert story.lives() == before
     listed = story.cluster.kubectl("-n", "web", "get", "rolebinding", "devs", "-o", "json").stdout

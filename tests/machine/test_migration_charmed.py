@@ -7,21 +7,26 @@ machine, or beside it in the place of pods. Users and the cluster ask all the wh
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from testbed.agent import Unit
-from testbed.charmed import Charmed
 from testbed.k8s_keystone_auth import SERVICE, KeystoneAuth
 from testbed.stage import Stage
 from testbed.traffic import Traffic
-from tests.machine.pages import Operator, commands
+from tests import documents
+from tests.machine.reader import Opener
 from tests.machine.test_story import READERS
 
+OF_2019, BUILT_IN = "docs/migration-2019.md", "docs/migration-built-in.md"
+KEYSTONE_K8S_AUTH = "docs/migration-keystone-k8s-auth.md"
+NOT_RUN = {
+    KEYSTONE_K8S_AUTH: {"juju remove-application keystone-k8s-auth": "a service is in the place of its pods, and ends"}
+}
 BY_POLICY, BY_NAME = "alice, by the policy", "alice, by RBAC"
 PATHS = {BY_POLICY: "/api/v1/namespaces/default/pods", BY_NAME: "/api/v1/namespaces/kube-system/configmaps"}
 
@@ -51,7 +56,7 @@ status-set active "k8s-keystone-auth is running"
 
 def old_charm(folder: Path) -> Path:
     """Pack a charm like that of 2019."""
-    path = folder / "kubernetes-keystone-2019.charm"
+    path = folder / "of-2019.charm"
     options = {name: {"type": "string", "default": ""} for name in OLD_OPTIONS}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.yaml", OLD_METADATA)
@@ -64,43 +69,14 @@ def old_charm(folder: Path) -> Path:
 
 
 @dataclass
-class ControlPlane:
-    """The control plane's charm and its options, which until 1.28 had Keystone among them.
-
-    Args:
-        cluster: its machine.
-        theirs: what its Keystone support asks.
-        options: as they are set; a relation is one whose value is not empty.
-
-    """
-
-    cluster: Charmed
-    theirs: KeystoneAuth
-    options: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, options: Mapping[str, str]) -> None:
-        """Set options, and do what they say."""
-        self.options |= options
-        given = dict(self.options)
-        if given.get("keystone-credentials"):
-            given["authn-webhook-endpoint"] = self.theirs.url
-            if given.get("enable-keystone-authorization") == "true":
-                given["authorization-mode"] = "Node,RBAC,Webhook"
-                given["authorization-webhook-config-file"] = self.theirs.kubeconfig()
-        self.cluster.configure(given)
-
-
-@dataclass
 class World:
     """A cluster whose users log in with Keystone accounts already."""
 
     stage: Stage
-    control_plane: ControlPlane
-    operator: Operator
 
     @property
     def unit(self) -> Unit:
-        return self.operator.unit
+        return self.stage.unit
 
     def is_as_before(self, name: str = "alice") -> bool:
         """Whether alice is who she was and may do what she might, with a token that nobody has seen before."""
@@ -148,21 +124,19 @@ def people(stage: Stage) -> World:
             "subjects": [{"apiGroup": group, "kind": "User", "name": "alice"}],
         },
     )
-    theirs = KeystoneAuth(stage.machine, stage.keystone, READERS)
-    control_plane = ControlPlane(cluster, theirs)
-    operator = Operator(cluster, Unit(stage.machine), stage.charm, stage.keystone_options, control_plane)
-    return World(stage, control_plane, operator)
+    stage.trust_keystone()
+    return World(stage)
 
 
 def has(world: World, theirs: KeystoneAuth, **options: str) -> None:
     """Let the cluster have been set up so, and nothing of ours be there."""
+    juju = world.stage.juju
     if world.unit.related:
-        world.unit.remove()
+        juju("remove-application kubernetes-keystone")
     theirs.install()
-    world.control_plane.theirs = theirs
-    world.control_plane.options.clear()
-    world.control_plane({name.replace("_", "-"): value for name, value in options.items()})
-    world.operator.unit = Unit(world.stage.machine)
+    none = {"authn_webhook_endpoint": "", "authorization_mode": "Node,RBAC", "authorization_webhook_config_file": ""}
+    words = [f"{name.replace('_', '-')}={value}" for name, value in {**none, **options}.items()]
+    juju(f"config kubernetes-control-plane {shlex.join(words)}")
     assert world.is_as_before()
 
 
@@ -175,44 +149,57 @@ def told(theirs: KeystoneAuth) -> dict[str, str]:
     }
 
 
-def test_the_charm_of_2019_is_exchanged_and_its_service_hands_over(people: World, tmp_path: Path) -> None:
-    page, theirs = "migration-2019.md", KeystoneAuth(people.stage.machine, people.stage.keystone, READERS)
-    has(people, theirs, **told(theirs))
-    url = {"keystone-url": people.stage.keystone.url, "authn-server-url": theirs.url, "authz-server-url": theirs.url}
-    unit = people.unit
-    unit.deploy(old_charm(tmp_path), {**url, "k8s-keystone-auth-url": "https://site.example/k8s-keystone-auth"})
-    unit.relate()
-    assert unit.status == ("active", "k8s-keystone-auth is running")
+def has_the_charm_of_2019(world: World, folder: Path) -> None:
+    """Let the cluster be one of that charm, whose service is all that is known of it."""
+    theirs = KeystoneAuth(world.stage.machine, world.stage.keystone, READERS)
+    has(world, theirs, **told(theirs))
+    options = {
+        "keystone-url": world.stage.keystone.url,
+        "k8s-keystone-auth-url": "https://site.example/k8s-keystone-auth",
+        "authn-server-url": theirs.url,
+        "authz-server-url": theirs.url,
+    }
+    given = " ".join(f"--config {name}={value}" for name, value in options.items())
+    world.stage.juju(f"deploy {old_charm(folder)} kubernetes-keystone {given}")
+    world.stage.juju("integrate kubernetes-control-plane kubernetes-keystone")
+    assert world.unit.status == ("active", "k8s-keystone-auth is running")
 
+
+def test_the_charm_of_2019_is_exchanged_and_its_service_hands_over(
+    people: World, opened: Opener, tmp_path: Path
+) -> None:
+    has_the_charm_of_2019(people, tmp_path)
+    unit, reader = people.unit, opened(OF_2019)
     with people.traffic() as traffic:
-        ssh, refresh, config = commands(page, "1. The charm is exchanged")
-        people.operator.does(ssh)
-        people.operator.does(refresh)
+        ssh, refresh, config = documents.below(OF_2019, "1. The charm is exchanged")
+        reader.does(ssh)
+        reader.does(refresh)
         assert unit.status.name == "blocked", unit.debug_log()
         assert "127.0.0.1:8443 is taken" in unit.status.message
         assert people.is_as_before(), "nothing was changed"
-        people.operator.does(config + f" keystone-ca='{people.stage.keystone.ca.read_text()}'")
+        reader.does(config)
         assert unit.status == ("active", "ready: charmed, no policy, RBAC alone decides, upstream-compatible names")
         assert people.is_as_before()
-        people.operator.follow(page, "2. The policy comes over")
+        reader.follows("2. The policy comes over")
         assert unit.status == ("active", "ready: charmed, policy 1 rules, upstream-compatible names"), unit.debug_log()
-        people.operator.follow(page, "3. The old service goes")
+        reader.follows("3. The old service goes")
         assert people.is_as_before()
-        nobody_lost_a_login(traffic, page)
+        nobody_lost_a_login(traffic, OF_2019)
 
 
-def test_the_charm_of_2019_is_removed_and_what_it_left_behind_is_not_taken_for_ours(people: World) -> None:
-    page, machine = "migration-2019.md", people.stage.machine
-    theirs = KeystoneAuth(machine, people.stage.keystone, READERS)
-    has(people, theirs, **told(theirs))
-    ssh, _, disable, reset, deploy, integrate = commands(page, "Or: remove it and deploy ours")
-    for command in (ssh, deploy, integrate):
-        people.operator.does(command)
+def test_the_charm_of_2019_is_removed_and_what_it_left_behind_is_not_taken_for_ours(
+    people: World, opened: Opener, tmp_path: Path
+) -> None:
+    machine, reader = people.stage.machine, opened(OF_2019)
+    has_the_charm_of_2019(people, tmp_path)
+    ssh, remove, disable, reset, deploy, integrate = documents.below(OF_2019, "Or: remove it and deploy ours")
+    for command in (ssh, remove, deploy, integrate):
+        reader.does(command)
     assert people.unit.status.name == "blocked"
     assert "127.0.0.1:8443 is taken" in people.unit.status.message
     assert people.is_as_before(), "nothing was changed"
 
-    people.operator.does(disable)
+    reader.does(disable)
     assert machine.run("systemctl", "is-active", SERVICE, check=False).stdout.strip() == "inactive"
     people.unit.update_status()
     assert people.unit.status.name == "blocked"
@@ -220,18 +207,19 @@ def test_the_charm_of_2019_is_removed_and_what_it_left_behind_is_not_taken_for_o
     assert people.stage.cluster.status(PATHS[BY_NAME], people.token()) == 200
     assert people.stage.cluster.status(PATHS[BY_POLICY], people.token()) == 500
 
-    people.operator.does(reset)
+    reader.does(reset)
     people.unit.update_status()
     status = ("active", "ready: charmed, policy 1 rules, upstream-compatible names")
     assert people.unit.status == status, people.unit.debug_log()
     assert people.is_as_before()
 
 
-@pytest.mark.parametrize("page", ["migration-keystone-k8s-auth.md", "migration-built-in.md"])
-def test_pods_hand_over_and_their_users_keep_name_and_access(people: World, page: str) -> None:
-    theirs = KeystoneAuth(people.stage.machine, people.stage.keystone, READERS, port=9443)
-    if page == "migration-built-in.md":
-        has(people, theirs, keystone_credentials="keystone", enable_keystone_authorization="true")
+@pytest.mark.parametrize("page", [KEYSTONE_K8S_AUTH, BUILT_IN])
+def test_pods_hand_over_and_their_users_keep_name_and_access(people: World, opened: Opener, page: str) -> None:
+    reader, theirs = opened(page), KeystoneAuth(people.stage.machine, people.stage.keystone, READERS, port=9443)
+    if page == BUILT_IN:
+        people.stage.cluster.own_keystone = theirs
+        has(people, theirs, enable_keystone_authorization="true")
     else:
         has(people, theirs, **told(theirs))
     metadata = {"name": "k8s-auth-policy", "namespace": "kube-system"}
@@ -239,14 +227,14 @@ def test_pods_hand_over_and_their_users_keep_name_and_access(people: World, page
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"policies": READERS}}
     )
     with people.traffic() as traffic:
-        people.operator.follow(page, "1. Ours in front of theirs")
+        reader.follows("1. Ours in front of theirs")
         status = ("active", "ready: charmed, no policy, RBAC alone decides, upstream-compatible names")
         assert people.unit.status == status, people.unit.debug_log()
         assert people.is_as_before()
-        people.operator.follow(page, "2. The policy comes over")
+        reader.follows("2. The policy comes over")
         status = ("active", "ready: charmed, policy 1 rules, upstream-compatible names")
         assert people.unit.status == status, people.unit.debug_log()
-        people.operator.follow(page, "3. Theirs goes")
+        reader.follows("3. Theirs goes")
         people.stage.machine.run("systemctl", "disable", "--now", SERVICE)  # the pods, in whose place it was
         assert people.is_as_before()
         nobody_lost_a_login(traffic, page)

@@ -166,6 +166,15 @@ def test_a_related_unit_lives_through_jujus_events_in_order(unit: Unit, machine:
     assert not machine.exists("/var/lib/juju/tools/unit-small-0")
 
 
+def test_what_is_deployed_after_a_removal_begins_with_the_charms_defaults(unit: Unit, machine: Machine, tmp_path: Path):
+    unit.relate()
+    unit.configure(number=8)
+    unit.remove()
+    unit.deploy(pack(tmp_path / "again.charm", "one"), {"text": "again"})
+    unit.relate()
+    assert seen(machine)[-1]["config"] == {"text": "again", "number": 7, "switch": False, "fail": False}
+
+
 def test_the_charm_sees_its_config_its_relation_and_its_address(unit: Unit, machine: Machine):
     unit.relate()
     last = seen(machine)[-1]

@@ -107,6 +107,16 @@ def test_both_names_of_the_same_control_plane_are_taken_until_one_is_in_use(tmp_
     assert list(juju.status()["applications"]) == ["kubernetes-control-plane"]
 
 
+def test_a_control_planes_own_support_for_keystone_ends_with_its_relation(tmp_path: Path) -> None:
+    cluster = SimpleNamespace(layout="charmed", own_keystone="there", configure=lambda _: None)
+    juju = Juju(units(1), packed(tmp_path / "x.charm"), [cast(Any, cluster)])
+    juju("deploy kubernetes-keystone")
+    remove = "remove-relation kubernetes-control-plane:keystone-credentials keystone"
+    juju(remove)
+    assert cluster.own_keystone is None
+    assert juju.run(remove.split()).code == 1
+
+
 def test_a_secret_is_named_by_what_adding_it_prints(juju: Juju, tmp_path: Path) -> None:
     (tmp_path / "token.txt").write_text("t")
     juju("deploy kubernetes-keystone")
