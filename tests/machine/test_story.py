@@ -25,6 +25,8 @@ from tests.machine.place import StandIn
 from tests.machine.telling import told_everywhere
 
 SERVICE = "kubernetes-keystone.service"
+# charmcraft puts hooks of the time before `dispatch` into each charm, which lead to it; ops warns of any.
+LEGACY = "DeprecationWarning: Legacy hooks are deprecated."
 READERS = scenarios.READERS
 # What is on the machine: kind, mode, owner and content. Left out is what others write all the time, and the copies that
 # the user tools make of the files they change.
@@ -371,8 +373,7 @@ def test_no_secret_is_in_a_log_or_a_status(story: Story) -> None:
 def test_no_hook_was_warned_by_ops_or_python(story: Story) -> None:
     """ops logs Python's warnings, its own among them, with the name of their kind."""
     warned = {line.message for line in story.stage.unit.log if "Warning: " in line.message}
-    # charmcraft puts hooks of the time before `dispatch` into each charm, which lead to it; ops warns of any.
-    assert [said for said in warned if not said.endswith("DeprecationWarning: Legacy hooks are deprecated.")] == []
+    assert [said for said in warned if not said.endswith(LEGACY)] == []
 
 
 def test_removal_takes_one_restart_and_leaves_the_machine_as_it_was(story: Story) -> None:
