@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
-import pytest
-
 from tests import scenarios
+from tests.integration.step import test_step as test_step
 
 KIND = scenarios.CHARMED
-
-
-@pytest.mark.abort_on_fail
-@pytest.mark.timeout(0)  # a model takes an hour to come up; the steps have deadlines of their own
-@pytest.mark.parametrize("step", scenarios.STORY, ids=lambda step: step.__name__)
-async def test_step(step: Callable[[scenarios.Story], None], story: scenarios.Story) -> None:
-    await asyncio.to_thread(step, story)
