@@ -135,6 +135,11 @@ class Secret:
     tracked: int | None = None
 
 
+def secret_id() -> str:
+    """Make up what Juju calls a new secret."""
+    return f"secret:d0{uuid.uuid4().hex[:18]}"
+
+
 class Unit:
     """One unit of a subordinate charm, beside its principal's unit on one machine.
 
@@ -279,7 +284,7 @@ class Unit:
         """`juju add-secret` and `juju grant-secret`: gives what an option that names it is set to."""
         if self._juju < (3, 3):
             raise TestbedError(f"juju add-secret is no command of Juju {self.juju_version}")
-        secret = secret or f"secret:d0{uuid.uuid4().hex[:18]}"
+        secret = secret or secret_id()
         self._secrets[secret.removeprefix("secret:")] = Secret([content])
         return secret
 
@@ -293,10 +298,6 @@ class Unit:
         secret.revisions.append(content)
         if secret.tracked is not None and secret.granted:
             self.hook("secret-changed", JUJU_SECRET_ID=name, JUJU_SECRET_LABEL="")
-
-    def grant_secret(self, name: str, granted: bool = True) -> None:
-        """`juju grant-secret`, or `juju revoke-secret`; no hook runs."""
-        self._secrets[name.removeprefix("secret:")].granted = granted
 
     def lead(self) -> None:
         """Make the unit the leader, as Juju does when the one before it is gone."""

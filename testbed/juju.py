@@ -12,7 +12,6 @@ import argparse
 import json
 import shlex
 import subprocess
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from testbed import setup
-from testbed.agent import MODEL, Unit
+from testbed.agent import MODEL, Unit, secret_id
 from testbed.cache import TestbedError
 from testbed.cluster import Cluster
 from testbed.keystone import Keystone
@@ -483,7 +482,7 @@ class Juju:
                 raise Refused(f"{key}: key=value, or key#file=path")
             name, _, kind = key.partition("#")
             content[name] = (self._folder / value).read_text() if kind == "file" else value
-        secret = f"secret:d0{uuid.uuid4().hex[:18]}"
+        secret = secret_id()
         self._secrets[asked.name] = (secret, content)
         self._output.append(secret)
 
